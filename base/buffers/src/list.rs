@@ -1,0 +1,218 @@
+use std::any::Any;
+use std::sync::Arc;
+
+/// What keeps the ranges of an [`IoBuffers`] mapped. Cloning costs one atomic increment.
+pub type Owner = Arc<dyn Any + Send + Sync>;
+
+/// Host memory ranges of one I/O operation, in order, with their owner.
+///
+/// The `iovec` list keeps its capacity when the value is [cleared](IoBuffers::clear) and used again, so that a
+/// request slot allocates only until it has seen its longest request.
+///
+/// The bytes may change at any time: a guest can write to its own buffers while the host reads them.
+/// They are therefore reached only by the kernel or by volatile-like copies ([`copy_to`](Self::copy_to),
+/// [`copy_from`](Self::copy_from)), never as `&[u8]`.
+#[derive(Default)]
+pub struct IoBuffers {
+    ranges: Vec<libc::iovec>,
+    owner: Option<Owner>,
+    bytes: usize,
+}
+
+// SAFETY: the pointers are only dereferenced by the kernel or inside this module, and `owner` (Send + Sync)
+// keeps the memory mapped on whichever thread the value is. The ranges have no thread affinity.
+unsafe impl Send for IoBuffers {}
+
+impl IoBuffers {
+    /// An empty list.
+    pub const fn new() -> Self {
+        Self {
+            ranges: Vec::new(),
+            owner: None,
+            bytes: 0,
+        }
+    }
+
+    /// An empty list with room for `ranges` ranges.
+    pub fn with_capacity(ranges: usize) -> Self {
+        Self {
+            ranges: Vec::with_capacity(ranges),
+            owner: None,
+            bytes: 0,
+        }
+    }
+
+    /// Empties the list and lets go of the owner; keeps the capacity.
+    pub fn clear(&mut self) {
+        self.ranges.clear();
+        self.owner = None;
+        self.bytes = 0;
+    }
+
+    /// Sets who keeps the ranges mapped. Ranges pushed before or after are covered.
+    pub fn set_owner(&mut self, owner: Owner) {
+        self.owner = Some(owner);
+    }
+
+    /// Appends the range `[ptr, ptr + len)`. Empty ranges are not stored.
+    ///
+    /// # Safety
+    /// The range must be readable and writable memory that stays mapped while the owner set by
+    /// [`set_owner`](Self::set_owner) lives, and the owner must be set before the value leaves the caller.
+    /// Nothing may hold a Rust reference to the bytes meanwhile.
+    pub unsafe fn push_raw(&mut self, ptr: *mut u8, len: usize) {
+        if len == 0 {
+            return;
+        }
+        self.ranges.push(libc::iovec {
+            iov_base: ptr.cast(),
+            iov_len: len,
+        });
+        self.bytes += len;
+    }
+
+    /// Total length in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// True if there is no byte in it.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The ranges, for a system call. Reading the pointers is safe; using them is up to the caller.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        &self.ranges
+    }
+
+    /// Drops the first `count` bytes (all of them if there are fewer): what is left after a short read or write.
+    pub fn advance(&mut self, count: usize) {
+        let mut left = count.min(self.bytes);
+        self.bytes -= left;
+        let mut gone = 0;
+        for range in &mut self.ranges {
+            if left < range.iov_len {
+                range.iov_base = range.iov_base.wrapping_byte_add(left);
+                range.iov_len -= left;
+                break;
+            }
+            left -= range.iov_len;
+            gone += 1;
+        }
+        self.ranges.drain(..gone);
+    }
+
+    /// Keeps only the first `count` bytes.
+    pub fn truncate(&mut self, count: usize) {
+        let mut left = count.min(self.bytes);
+        self.bytes = left;
+        let mut kept = 0;
+        for range in &mut self.ranges {
+            if left == 0 {
+                break;
+            }
+            range.iov_len = range.iov_len.min(left);
+            left -= range.iov_len;
+            kept += 1;
+        }
+        self.ranges.truncate(kept);
+    }
+
+    /// A second list over `[offset, offset + len)` of this one, sharing the owner. `None` if out of range.
+    pub fn slice(&self, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        if end > self.bytes {
+            return None;
+        }
+        let mut part = Self {
+            ranges: self.ranges.clone(),
+            owner: self.owner.clone(),
+            bytes: self.bytes,
+        };
+        part.advance(offset);
+        part.truncate(len);
+        Some(part)
+    }
+
+    /// Copies bytes from the start of the list into `dst`; returns how many (the shorter of both).
+    pub fn copy_to(&self, dst: &mut [u8]) -> usize {
+        let mut done = 0;
+        for range in &self.ranges {
+            let Some(rest) = dst.get_mut(done..).filter(|rest| !rest.is_empty()) else {
+                break;
+            };
+            let count = rest.len().min(range.iov_len);
+            // SAFETY: `push_raw`'s contract: the range is mapped while the owner lives, and no reference to it
+            // exists, so it cannot overlap `rest`. A guest that writes at the same time changes which bytes we
+            // get, nothing else.
+            unsafe { std::ptr::copy_nonoverlapping(range.iov_base.cast(), rest.as_mut_ptr(), count) };
+            done += count;
+        }
+        done
+    }
+
+    /// Copies `src` to the start of the list; returns how many bytes (the shorter of both).
+    pub fn copy_from(&mut self, src: &[u8]) -> usize {
+        let mut done = 0;
+        for range in &self.ranges {
+            let Some(rest) = src.get(done..).filter(|rest| !rest.is_empty()) else {
+                break;
+            };
+            let count = rest.len().min(range.iov_len);
+            // SAFETY: as in `copy_to`; the range is writable by `push_raw`'s contract.
+            unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), range.iov_base.cast(), count) };
+            done += count;
+        }
+        done
+    }
+
+    /// Sets every byte to `value`.
+    pub fn fill(&mut self, value: u8) {
+        for range in &self.ranges {
+            // SAFETY: as in `copy_from`.
+            unsafe { std::ptr::write_bytes(range.iov_base.cast::<u8>(), value, range.iov_len) };
+        }
+    }
+}
+
+impl std::fmt::Debug for IoBuffers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "IoBuffers({} bytes in {} ranges)",
+            self.bytes,
+            self.ranges.len()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::AlignedBlock;
+
+    #[test]
+    fn advance_truncate_and_slice_cross_ranges() {
+        let block = AlignedBlock::new(16, 8);
+        let mut list = block.buffers();
+        list.copy_from(&(0..16).collect::<Vec<u8>>());
+        let mut whole = super::IoBuffers::new();
+        let half = list.iovecs()[0].iov_base.cast::<u8>();
+        // SAFETY: both halves lie inside `block`, which is kept by the owner set below.
+        unsafe {
+            whole.push_raw(half, 10);
+            whole.push_raw(half.add(10), 6);
+        }
+        whole.set_owner(list.owner.clone().unwrap());
+        let part = whole.slice(8, 5).unwrap();
+        let mut out = [0; 5];
+        assert_eq!(part.copy_to(&mut out), 5);
+        assert_eq!(out, [8, 9, 10, 11, 12]);
+        assert!(whole.slice(12, 5).is_none());
+        whole.advance(12);
+        assert_eq!((whole.len(), whole.iovecs().len()), (4, 1));
+        whole.truncate(1);
+        assert_eq!(whole.copy_to(&mut out), 1);
+        assert_eq!(out[0], 12);
+    }
+}

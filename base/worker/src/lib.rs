@@ -1,0 +1,17 @@
+//! Worker threads: one thread, one reactor, the tasks it owns.
+//!
+//! Owns: [`Worker`] and its thread, the reactors (io_uring, epoll, a seeded simulator for tests), the mailbox, timers.
+//! Must not know: virtio, VMs, image formats. A task is anything that does a bounded amount of work per turn.
+//!
+//! A worker owns its tasks alone: other threads reach them by message. A task that panics is taken off the worker
+//! and reported; the worker and its other tasks go on.
+
+mod op;
+mod task;
+mod turn;
+mod worker;
+
+pub use op::{Completion, HostOp, OpKind};
+pub use task::{Exit, Progress, Task, TaskId};
+pub use turn::{Reactor, Turn};
+pub use worker::{ReactorKind, Worker, WorkerError, WorkerHandle};

@@ -1,0 +1,34 @@
+use crate::Turn;
+
+/// Names a task on its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TaskId(pub u64);
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing to do until a completion, a watched descriptor, a timer or a waker says so.
+    Idle,
+    /// The budget is spent and there is more: call again soon.
+    More,
+    /// The task is done of its own accord (or, when stopping, nothing is in flight any more): take it off.
+    Finished,
+}
+
+/// Work that lives on one worker.
+pub trait Task: Send + std::any::Any {
+    /// Called once, on the worker's thread, before the first turn: watch descriptors here.
+    fn start(&mut self, turn: &mut Turn<'_>);
+
+    /// Does a bounded amount of work and never blocks. When [`Turn::stopping`] is true it takes nothing new, and answers
+    /// [`Progress::Finished`] once nothing is in flight.
+    fn turn(&mut self, turn: &mut Turn<'_>) -> Progress;
+}
+
+/// How a task left its worker.
+pub enum Exit {
+    /// It finished; here it is. No operation of its is in flight.
+    Finished(Box<dyn Task>),
+    /// It panicked, and was dropped after its operations were drained. The text says where.
+    Failed(String),
+}

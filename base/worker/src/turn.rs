@@ -1,0 +1,67 @@
+use std::os::fd::RawFd;
+
+use crate::{Completion, HostOp};
+
+/// What a reactor does for the tasks of one worker. Implemented by io_uring, epoll and the simulator.
+pub trait Reactor {
+    /// Starts an operation for the current task. Never blocks; queues in user space if the kernel's queue is full.
+    fn submit(&mut self, op: HostOp, key: u64);
+    /// The next completion for the current task.
+    fn next_completion(&mut self) -> Option<Completion>;
+    /// Operations of the current task not yet completed.
+    fn in_flight(&self) -> usize;
+    /// From now on the current task gets a turn whenever the eventfd is written. The reactor reads the counter.
+    fn watch_eventfd(&mut self, fd: RawFd);
+    /// The current task gets a turn at that time (nanoseconds of [`now`](Self::now)); replaces an earlier request.
+    fn wake_at(&mut self, deadline_ns: u64);
+    /// Monotonic time in nanoseconds; virtual in the simulator.
+    fn now(&self) -> u64;
+}
+
+/// A task's view of its worker during one turn.
+pub struct Turn<'a> {
+    reactor: &'a mut dyn Reactor,
+    stopping: bool,
+}
+
+impl<'a> Turn<'a> {
+    /// For reactors and test rigs.
+    pub fn new(reactor: &'a mut dyn Reactor, stopping: bool) -> Self {
+        Self { reactor, stopping }
+    }
+
+    /// True once the task has been asked to stop: take nothing new, drain, then answer `Finished`.
+    pub fn stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// See [`Reactor::submit`].
+    pub fn submit(&mut self, op: HostOp, key: u64) {
+        self.reactor.submit(op, key);
+    }
+
+    /// See [`Reactor::next_completion`].
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        self.reactor.next_completion()
+    }
+
+    /// See [`Reactor::in_flight`].
+    pub fn in_flight(&self) -> usize {
+        self.reactor.in_flight()
+    }
+
+    /// See [`Reactor::watch_eventfd`].
+    pub fn watch_eventfd(&mut self, fd: RawFd) {
+        self.reactor.watch_eventfd(fd);
+    }
+
+    /// See [`Reactor::wake_at`].
+    pub fn wake_at(&mut self, deadline_ns: u64) {
+        self.reactor.wake_at(deadline_ns);
+    }
+
+    /// See [`Reactor::now`].
+    pub fn now(&self) -> u64 {
+        self.reactor.now()
+    }
+}

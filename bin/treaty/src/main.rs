@@ -1,0 +1,2 @@
+//! The `treaty` program.
+fn main() {}

@@ -1,0 +1,176 @@
+use std::sync::Arc;
+
+use treaty_buffers::IoBuffers;
+
+use crate::{HostRange, Region};
+
+/// The memory of one guest: an immutable, sorted set of regions. Cloning shares it.
+///
+/// A change of layout (vhost-user memory tables, hot-plug) makes a new `GuestMemory`; queues that run keep the one
+/// that they were started with until they are stopped.
+#[derive(Clone)]
+pub struct GuestMemory(Arc<Vec<Region>>);
+
+/// What was wrong with a guest address or a set of regions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryError {
+    /// Two regions share an address.
+    #[error("guest memory regions overlap at {0:#x}")]
+    Overlap(u64),
+    /// Some byte of the range is not in guest memory.
+    #[error("guest range {addr:#x}+{len:#x} is not in guest memory")]
+    OutOfRange {
+        /// Guest physical address.
+        addr: u64,
+        /// Bytes.
+        len: usize,
+    },
+}
+
+impl GuestMemory {
+    /// Takes regions in any order; they must not overlap.
+    pub fn new(mut regions: Vec<Region>) -> Result<Self, MemoryError> {
+        regions.sort_by_key(Region::guest_start);
+        for pair in regions.windows(2) {
+            let end = pair[0].guest_start() + pair[0].len() as u64;
+            if end > pair[1].guest_start() {
+                return Err(MemoryError::Overlap(pair[1].guest_start()));
+            }
+        }
+        Ok(Self(Arc::new(regions)))
+    }
+
+    /// The regions, lowest address first.
+    pub fn regions(&self) -> &[Region] {
+        &self.0
+    }
+
+    /// Bytes in all regions together.
+    pub fn total_len(&self) -> u64 {
+        self.0.iter().map(|region| region.len() as u64).sum()
+    }
+
+    /// Translates a range that lies in one region. `None` if any byte is outside, or if it crosses a boundary.
+    pub fn range(&self, addr: u64, len: usize) -> Option<HostRange> {
+        let (region, offset) = self.find(addr)?;
+        region.range(offset, len)
+    }
+
+    /// Calls `visit` with each host piece of the range in order; whole range checked before the first call.
+    pub fn for_each_piece(
+        &self,
+        addr: u64,
+        len: usize,
+        mut visit: impl FnMut(HostRange),
+    ) -> Result<(), MemoryError> {
+        if let Some(range) = self.range(addr, len) {
+            visit(range);
+            return Ok(());
+        }
+        self.walk(addr, len, &mut |_| ())?;
+        self.walk(addr, len, &mut visit)
+    }
+
+    /// True if every byte of the range is in guest memory.
+    pub fn contains(&self, addr: u64, len: usize) -> bool {
+        self.range(addr, len).is_some() || self.walk(addr, len, &mut |_| ()).is_ok()
+    }
+
+    /// Appends the range to `list` and makes this memory its owner. Nothing is appended on error.
+    pub fn push_buffers(&self, addr: u64, len: usize, list: &mut IoBuffers) -> Result<(), MemoryError> {
+        self.for_each_piece(addr, len, |piece| {
+            // SAFETY: the piece is mapped while `self.0` lives, which becomes the owner before we return.
+            unsafe { list.push_raw(piece.ptr.as_ptr(), piece.len) }
+        })?;
+        list.set_owner(self.0.clone());
+        Ok(())
+    }
+
+    /// Copies from guest memory.
+    pub fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), MemoryError> {
+        let mut done = 0;
+        let base = dst.as_mut_ptr();
+        self.for_each_piece(addr, dst.len(), |piece| {
+            // SAFETY: the pieces add up to `dst.len()`, so `done + piece.len` stays inside `dst`; the piece is
+            // mapped and no Rust reference to guest memory exists. A racing guest changes values only.
+            unsafe { std::ptr::copy_nonoverlapping(piece.ptr.as_ptr(), base.add(done), piece.len) };
+            done += piece.len;
+        })
+    }
+
+    /// Copies into guest memory.
+    pub fn write(&self, addr: u64, src: &[u8]) -> Result<(), MemoryError> {
+        let mut done = 0;
+        let base = src.as_ptr();
+        self.for_each_piece(addr, src.len(), |piece| {
+            // SAFETY: as in `read`, with the roles changed.
+            unsafe { std::ptr::copy_nonoverlapping(base.add(done), piece.ptr.as_ptr(), piece.len) };
+            done += piece.len;
+        })
+    }
+
+    fn find(&self, addr: u64) -> Option<(&Region, usize)> {
+        let index = self
+            .0
+            .partition_point(|region| region.guest_start() <= addr)
+            .checked_sub(1)?;
+        let region = self.0.get(index)?;
+        let offset = usize::try_from(addr - region.guest_start()).ok()?;
+        (offset < region.len()).then_some((region, offset))
+    }
+
+    fn walk(&self, addr: u64, len: usize, visit: &mut dyn FnMut(HostRange)) -> Result<(), MemoryError> {
+        let outside = MemoryError::OutOfRange { addr, len };
+        let mut at = addr;
+        let mut left = len;
+        while left > 0 {
+            let (region, offset) = self.find(at).ok_or(outside)?;
+            let count = left.min(region.len() - offset);
+            visit(region.range(offset, count).ok_or(outside)?);
+            left -= count;
+            at = at.checked_add(count as u64).ok_or(outside)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two_adjoining() -> GuestMemory {
+        let low = Region::memfd(0x1000, 0x1000).unwrap();
+        let high = Region::memfd(0x2000, 0x1000).unwrap();
+        let far = Region::memfd(0x10_0000, 0x1000).unwrap();
+        GuestMemory::new(vec![far, high, low]).unwrap()
+    }
+
+    /// Hardening row 12: the whole range is translated, not its start; a buffer may cross regions.
+    #[test]
+    fn hardening_12_whole_ranges_are_translated() {
+        let memory = two_adjoining();
+        assert!(memory.contains(0x1ff0, 0x20));
+        assert!(memory.range(0x1ff0, 0x20).is_none(), "crosses a boundary");
+        assert!(!memory.contains(0x2ff0, 0x20), "the end is outside");
+        assert!(!memory.contains(u64::MAX - 3, 8), "wraps around");
+        memory.write(0x1ffe, &[1, 2, 3, 4]).unwrap();
+        let mut back = [0; 4];
+        memory.read(0x1ffe, &mut back).unwrap();
+        assert_eq!(back, [1, 2, 3, 4]);
+        let mut list = IoBuffers::new();
+        assert!(memory.push_buffers(0x2ff0, 0x20, &mut list).is_err());
+        assert!(list.is_empty(), "nothing is appended when any byte is outside");
+        memory.push_buffers(0x1ffe, 4, &mut list).unwrap();
+        assert_eq!((list.len(), list.iovecs().len()), (4, 2));
+    }
+
+    #[test]
+    fn overlapping_regions_are_refused() {
+        let one = Region::memfd(0x1000, 0x2000).unwrap();
+        let two = Region::memfd(0x2000, 0x1000).unwrap();
+        assert_eq!(
+            GuestMemory::new(vec![one, two]).err(),
+            Some(MemoryError::Overlap(0x2000))
+        );
+    }
+}

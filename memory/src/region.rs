@@ -1,0 +1,170 @@
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::NonNull;
+
+/// One mapped piece of guest memory, unmapped on drop.
+pub struct Region {
+    guest_start: u64,
+    host: NonNull<u8>,
+    len: usize,
+    file: Option<(File, u64)>,
+}
+
+// SAFETY: a region is a fixed mapping without thread affinity; all access goes through raw copies and atomics.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+/// Why a region could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum RegionError {
+    /// The range is empty, not page aligned, or wraps around the address space.
+    #[error("guest memory region {start:#x}+{len:#x} is empty, unaligned to 4096 or wraps around")]
+    BadRange {
+        /// Guest physical address.
+        start: u64,
+        /// Bytes.
+        len: usize,
+    },
+    /// `memfd_create`, `ftruncate` or `mmap` failed.
+    #[error("cannot {action} {len} bytes of guest memory: {source}")]
+    Map {
+        /// What was tried.
+        action: &'static str,
+        /// Bytes.
+        len: usize,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+impl Region {
+    /// Makes a memfd of `len` bytes and maps it shared at guest address `guest_start` (both multiples of 4096).
+    pub fn memfd(guest_start: u64, len: usize) -> Result<Self, RegionError> {
+        check_range(guest_start, len)?;
+        let fail = |action| RegionError::Map {
+            action,
+            len,
+            source: io::Error::last_os_error(),
+        };
+        // SAFETY: the name is a NUL-terminated constant; the result is checked and owned below.
+        let fd = unsafe { libc::memfd_create(c"treaty-guest".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(fail("create"));
+        }
+        // SAFETY: `fd` was just created and has no other owner.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(len as u64).map_err(|source| RegionError::Map {
+            action: "size",
+            len,
+            source,
+        })?;
+        Self::from_file(guest_start, len, file, 0)
+    }
+
+    /// Maps `len` bytes of `file` from `offset` (a multiple of 4096) shared at guest address `guest_start`.
+    ///
+    /// If the file is shorter than `offset + len`, touching the rest raises SIGBUS: check its size first where
+    /// another process owns it.
+    pub fn from_file(guest_start: u64, len: usize, file: File, offset: u64) -> Result<Self, RegionError> {
+        check_range(guest_start, len)?;
+        if offset % 4096 != 0 || i64::try_from(offset).is_err() {
+            return Err(RegionError::BadRange { start: offset, len });
+        }
+        // SAFETY: a new mapping at an address that the kernel chooses; nothing of ours can be overwritten.
+        let host = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset as i64,
+            )
+        };
+        if host == libc::MAP_FAILED {
+            return Err(RegionError::Map {
+                action: "map",
+                len,
+                source: io::Error::last_os_error(),
+            });
+        }
+        let host = NonNull::new(host.cast()).ok_or(RegionError::BadRange {
+            start: guest_start,
+            len,
+        })?;
+        Ok(Self {
+            guest_start,
+            host,
+            len,
+            file: Some((file, offset)),
+        })
+    }
+
+    /// First guest physical address.
+    pub fn guest_start(&self) -> u64 {
+        self.guest_start
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Always false: a region has at least one page.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The backing file and the offset of the region's first byte in it.
+    pub fn file(&self) -> Option<(&File, u64)> {
+        self.file.as_ref().map(|(file, offset)| (file, *offset))
+    }
+
+    /// Host address of the first byte, for registering the region with KVM or a peer. Valid while the
+    /// [`GuestMemory`](crate::GuestMemory) that holds the region lives.
+    pub fn host_address(&self) -> u64 {
+        self.host.as_ptr() as u64
+    }
+
+    /// Asks for transparent huge pages. A hint: failure is ignored.
+    pub fn advise_huge_pages(&self) {
+        // SAFETY: the range is our own mapping; MADV_HUGEPAGE changes no contents.
+        unsafe { libc::madvise(self.host.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE) };
+    }
+
+    pub(crate) fn range(&self, offset: usize, len: usize) -> Option<HostRange> {
+        let end = offset.checked_add(len)?;
+        // SAFETY: `offset <= end <= self.len`, so the pointer stays inside the mapping (or one past it).
+        (end <= self.len).then(|| HostRange {
+            ptr: unsafe { self.host.add(offset) },
+            len,
+        })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `from_file` with this length; whoever used the pointers held this region.
+        unsafe { libc::munmap(self.host.as_ptr().cast(), self.len) };
+    }
+}
+
+fn check_range(start: u64, len: usize) -> Result<(), RegionError> {
+    let aligned = start % 4096 == 0 && len % 4096 == 0 && len > 0;
+    if !aligned || start.checked_add(len as u64).is_none() {
+        return Err(RegionError::BadRange { start, len });
+    }
+    Ok(())
+}
+
+/// A host range inside one region. A plain pair: it does not keep the memory mapped, so whoever stores it also
+/// stores the [`GuestMemory`](crate::GuestMemory) it came from.
+#[derive(Clone, Copy, Debug)]
+pub struct HostRange {
+    /// First byte.
+    pub ptr: NonNull<u8>,
+    /// Bytes.
+    pub len: usize,
+}

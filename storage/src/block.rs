@@ -1,0 +1,120 @@
+use std::io;
+
+use treaty_buffers::IoBuffers;
+use treaty_worker::Turn;
+
+/// What an image can do, as data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Length in bytes; a multiple of `block_size`.
+    pub len: u64,
+    /// Smallest unit of a request in bytes (512 or 4096).
+    pub block_size: u32,
+    /// Best unit in bytes.
+    pub optimal_size: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Discards free space.
+    pub discard: bool,
+    /// Zeroes are written without data.
+    pub write_zeroes: bool,
+    /// Longest data transfer in bytes.
+    pub max_transfer: u32,
+}
+
+/// What a [`Request`] does. Offsets and lengths are bytes, multiples of the block size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// Fills the buffers from `offset`.
+    Read {
+        /// Bytes from the start of the image.
+        offset: u64,
+    },
+    /// Writes the buffers at `offset`.
+    Write {
+        /// Bytes from the start of the image.
+        offset: u64,
+        /// Durable before it completes.
+        durable: bool,
+    },
+    /// Everything completed before is durable when this completes.
+    Flush,
+    /// The range's contents do not matter any more.
+    Discard {
+        /// Bytes.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The range reads as zeroes.
+    WriteZeroes {
+        /// Bytes.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Space may be freed.
+        unmap: bool,
+    },
+}
+
+/// One request; it owns its buffers until it is [`Finished`].
+#[derive(Debug)]
+pub struct Request {
+    /// The submitter's name for it.
+    pub tag: u32,
+    /// What to do.
+    pub kind: RequestKind,
+    /// Data of reads and writes, empty otherwise.
+    pub buffers: IoBuffers,
+}
+
+/// The end of a [`Request`].
+#[derive(Debug)]
+pub struct Finished {
+    /// The submitter's name for it.
+    pub tag: u32,
+    /// Done, or why not. Partial transfers do not exist: they are continued inside.
+    pub result: Result<(), StorageError>,
+    /// The request's buffers, for reuse.
+    pub buffers: IoBuffers,
+}
+
+/// Why a request or an opening failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The request does not fit the image: out of range, unaligned, too long.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// The image is read-only.
+    #[error("the image is read-only")]
+    ReadOnly,
+    /// The image cannot do it.
+    #[error("{0} is not supported by this image")]
+    Unsupported(&'static str),
+    /// The host failed.
+    #[error("{action}: {source}")]
+    Host {
+        /// What was tried, with the file's name when opening.
+        action: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// An open image. It is shared by the queues made from it.
+pub trait BlockImage: Send + Sync {
+    /// Length, limits, abilities.
+    fn capabilities(&self) -> Capabilities;
+    /// A way to submit requests, for one worker.
+    fn queue(&self) -> Result<Box<dyn BlockQueue>, StorageError>;
+}
+
+/// Submits requests and reaps their ends. Lives on one worker, inside a task that does no other host operations.
+pub trait BlockQueue: Send {
+    /// Starts a request. Never blocks; an invalid request finishes with an error at the next [`poll`](Self::poll).
+    fn submit(&mut self, turn: &mut Turn<'_>, request: Request);
+    /// Takes host completions from `turn` and appends what is finished to `done`.
+    fn poll(&mut self, turn: &mut Turn<'_>, done: &mut Vec<Finished>);
+    /// Requests submitted and not finished.
+    fn in_flight(&self) -> usize;
+}

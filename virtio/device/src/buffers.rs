@@ -1,0 +1,135 @@
+use treaty_buffers::IoBuffers;
+use treaty_memory::{GuestMemory, MemoryError};
+use treaty_virtio_ring::Segment;
+
+/// Reads the device-readable bytes of a chain front to back, each byte once. Where the driver put the boundaries between
+/// descriptors does not matter. virtio 1.3 §2.7.4.2
+pub struct ChainReader<'a> {
+    memory: &'a GuestMemory,
+    cursor: Cursor<'a>,
+}
+
+/// Hands out the device-writable bytes of a chain front to back.
+pub struct ChainWriter<'a> {
+    memory: &'a GuestMemory,
+    cursor: Cursor<'a>,
+}
+
+struct Cursor<'a> {
+    segments: &'a [Segment],
+    offset: u32,
+    left: u64,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(segments: &'a [Segment]) -> Self {
+        let left = segments.iter().map(|segment| u64::from(segment.len)).sum();
+        Self {
+            segments,
+            offset: 0,
+            left,
+        }
+    }
+
+    /// Takes up to `limit` bytes that lie in one segment.
+    fn take(&mut self, limit: usize) -> Option<(u64, usize)> {
+        let (first, rest) = self.segments.split_first()?;
+        let count = usize::try_from(first.len - self.offset)
+            .unwrap_or(usize::MAX)
+            .min(limit);
+        let addr = first.addr.wrapping_add(u64::from(self.offset));
+        self.offset += count as u32;
+        self.left -= count as u64;
+        if self.offset == first.len {
+            self.segments = rest;
+            self.offset = 0;
+        }
+        Some((addr, count))
+    }
+
+    fn each(
+        &mut self,
+        len: usize,
+        mut visit: impl FnMut(u64, usize, usize) -> Result<(), MemoryError>,
+    ) -> Result<usize, MemoryError> {
+        let mut done = 0;
+        while done < len {
+            let Some((addr, count)) = self.take(len - done) else {
+                break;
+            };
+            visit(addr, done, count)?;
+            done += count;
+        }
+        Ok(done)
+    }
+}
+
+impl<'a> ChainReader<'a> {
+    /// Over a chain's readable segments.
+    pub fn new(memory: &'a GuestMemory, segments: &'a [Segment]) -> Self {
+        Self {
+            memory,
+            cursor: Cursor::new(segments),
+        }
+    }
+
+    /// Bytes not read yet.
+    pub fn remaining(&self) -> u64 {
+        self.cursor.left
+    }
+
+    /// Copies up to `dst.len()` bytes; returns how many there were. An address outside guest memory is an error.
+    pub fn read(&mut self, dst: &mut [u8]) -> Result<usize, MemoryError> {
+        let memory = self.memory;
+        self.cursor
+            .each(dst.len(), |addr, at, count| match dst.get_mut(at..at + count) {
+                Some(part) => memory.read(addr, part),
+                None => Ok(()),
+            })
+    }
+
+    /// Copies exactly `N` bytes, or `None` if the chain is shorter or lies outside guest memory.
+    pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        (self.read(&mut bytes).ok()? == N).then_some(bytes)
+    }
+
+    /// Appends the next `len` bytes (or as many as there are) to `list` without copying; returns how many.
+    pub fn take_buffers(&mut self, len: usize, list: &mut IoBuffers) -> Result<usize, MemoryError> {
+        let memory = self.memory;
+        self.cursor
+            .each(len, |addr, _, count| memory.push_buffers(addr, count, list))
+    }
+}
+
+impl<'a> ChainWriter<'a> {
+    /// Over a chain's writable segments.
+    pub fn new(memory: &'a GuestMemory, segments: &'a [Segment]) -> Self {
+        Self {
+            memory,
+            cursor: Cursor::new(segments),
+        }
+    }
+
+    /// Bytes not written or handed out yet.
+    pub fn remaining(&self) -> u64 {
+        self.cursor.left
+    }
+
+    /// Copies up to `src.len()` bytes; returns how many found room.
+    pub fn write(&mut self, src: &[u8]) -> Result<usize, MemoryError> {
+        let memory = self.memory;
+        self.cursor
+            .each(src.len(), |addr, at, count| match src.get(at..at + count) {
+                Some(part) => memory.write(addr, part),
+                None => Ok(()),
+            })
+    }
+
+    /// Appends room for the next `len` bytes (or as many as there are) to `list`; returns how many.
+    pub fn take_buffers(&mut self, len: usize, list: &mut IoBuffers) -> Result<usize, MemoryError> {
+        let memory = self.memory;
+        self.cursor
+            .each(len, |addr, _, count| memory.push_buffers(addr, count, list))
+    }
+}

@@ -1,0 +1,172 @@
+use treaty_memory::GuestMemory;
+use treaty_virtio_ring::{Burst, Chain, DeviceRing, Head, QueueState, RingConfig};
+
+use crate::{DeviceEvents, Doorbell, Interrupt, QueueMemory, StartError};
+
+/// Plain counters of one queue, owned by its worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounters {
+    /// Chains taken from the driver.
+    pub chains: u64,
+    /// Chains given back.
+    pub completed: u64,
+    /// Bursts that took at least one chain.
+    pub bursts: u64,
+    /// Interrupts sent.
+    pub interrupts: u64,
+    /// Publications after which the driver wanted no interrupt.
+    pub interrupts_suppressed: u64,
+    /// Ring protocol violations: 0 or 1.
+    pub violations: u64,
+}
+
+/// A running queue: the ring with the memory, doorbell and interrupt that it was started with.
+pub struct DeviceQueue {
+    index: u16,
+    ring: DeviceRing<QueueMemory>,
+    burst: Burst,
+    memory: GuestMemory,
+    doorbell: Doorbell,
+    interrupt: Interrupt,
+    events: DeviceEvents,
+    counters: QueueCounters,
+}
+
+/// What a [`DeviceQueue`] is made of.
+pub struct QueueParts {
+    /// Queue index in its device.
+    pub index: u16,
+    /// Guest memory that ring and buffers lie in.
+    pub memory: GuestMemory,
+    /// Rung by the driver.
+    pub doorbell: Doorbell,
+    /// Signalled by the device.
+    pub interrupt: Interrupt,
+    /// Where a violation is reported.
+    pub events: DeviceEvents,
+}
+
+impl DeviceQueue {
+    /// Starts the ring: `config` is copied and frozen. `state` is [`QueueState::fresh`] unless the queue goes on.
+    pub fn start(parts: QueueParts, config: &RingConfig, state: QueueState) -> Result<Self, StartError> {
+        let QueueParts {
+            index,
+            memory,
+            doorbell,
+            interrupt,
+            events,
+        } = parts;
+        let ring = DeviceRing::start(QueueMemory(memory.clone()), config, state)
+            .map_err(|error| StartError::Ring(index, error))?;
+        let burst = Burst::new(config.max_chain);
+        let counters = QueueCounters::default();
+        Ok(Self {
+            index,
+            ring,
+            burst,
+            memory,
+            doorbell,
+            interrupt,
+            events,
+            counters,
+        })
+    }
+
+    /// Queue index.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Entries of the ring.
+    pub fn size(&self) -> u16 {
+        self.ring.config().size
+    }
+
+    /// Guest memory, for reaching the chains' bytes.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The doorbell; the worker watches it already.
+    pub fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
+    /// The next chain in the driver's order; fetches a burst of up to `budget` when none is at hand. A chain must be
+    /// [completed](Self::complete) before the queue stops.
+    ///
+    /// A violation is counted, logged once and reported as NEEDS_RESET; from then on there are no more chains.
+    pub fn next(&mut self, budget: usize) -> Option<Chain<'_>> {
+        if self.burst.remaining() == 0 {
+            self.fetch(budget);
+        }
+        self.burst.pop()
+    }
+
+    /// Chains fetched and not yet handed out by [`next`](Self::next): a stopping task hands these out too.
+    pub fn fetched(&self) -> usize {
+        self.burst.remaining()
+    }
+
+    fn fetch(&mut self, budget: usize) {
+        match self.ring.next_burst(&mut self.burst, budget) {
+            Ok(0) => {}
+            Ok(count) => {
+                self.counters.bursts += 1;
+                self.counters.chains += count as u64;
+            }
+            Err(violation) => {
+                self.counters.violations += 1;
+                tracing::error!(queue = self.index, %violation, "queue retired");
+                self.events
+                    .needs_reset(&format!("queue {}: {violation}", self.index));
+            }
+        }
+    }
+
+    /// The device is done with a chain and wrote `written` bytes. Seen by the driver after [`publish`](Self::publish).
+    pub fn complete(&mut self, head: Head, written: u32) {
+        self.counters.completed += 1;
+        self.ring.complete(head, written);
+    }
+
+    /// Makes completions visible and interrupts the driver if it asked for it.
+    pub fn publish(&mut self) {
+        if self.ring.publish() {
+            self.counters.interrupts += 1;
+            self.interrupt.signal();
+        } else {
+            self.counters.interrupts_suppressed += 1;
+        }
+    }
+
+    /// Asks for doorbells, then looks once more: if true there is work and the task must not idle.
+    pub fn arm(&mut self) -> bool {
+        self.ring.arm()
+    }
+
+    /// Asks for no doorbells while the task runs.
+    pub fn disarm(&mut self) {
+        self.ring.disarm();
+    }
+
+    /// Chains fetched and not completed, including those not handed out yet.
+    pub fn in_flight(&self) -> usize {
+        self.ring.in_flight()
+    }
+
+    /// True after a violation.
+    pub fn is_retired(&self) -> bool {
+        self.ring.is_retired()
+    }
+
+    /// Counters so far.
+    pub fn counters(&self) -> &QueueCounters {
+        &self.counters
+    }
+
+    /// Ends the queue; nothing may be in flight.
+    pub fn into_state(self) -> QueueState {
+        self.ring.state()
+    }
+}

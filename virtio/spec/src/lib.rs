@@ -1,0 +1,13 @@
+//! Constants and wire layouts of the virtio specification (OASIS virtio 1.3, with 1.4 drafts where named).
+//!
+//! Owns: numbers, feature bits and `#[repr(C)]` wire types, one file per device type.
+//! Must not know: anything else. There is no logic here, and nobody else writes a magic number.
+#![no_std]
+
+mod device_id;
+mod features;
+pub mod ring;
+pub mod status;
+
+pub use device_id::DeviceId;
+pub use features::{Features, feature};
