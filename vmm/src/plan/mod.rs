@@ -1,0 +1,80 @@
+//! What a machine is made of, as plain data: command-line flags and `machine.toml` both end here, and the build starts here.
+//!
+//! Nothing in a plan has been opened or allocated. Files name the same fields as flags do.
+
+mod check;
+mod devices;
+mod flags;
+mod target;
+mod units;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use check::PlanError;
+pub use devices::{
+    ConsolePlan, DiskFormat, DiskPlan, NetBackend, NetPlan, RingChoice, RngPlan, TransportChoice,
+};
+pub use flags::{FlagError, from_flag};
+pub use target::CharTarget;
+pub use units::MemorySize;
+
+/// The most vCPUs of a machine.
+pub const MAX_CPUS: u8 = 32;
+
+/// A machine, before any of it exists.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct MachinePlan {
+    /// Linux bzImage, or an ELF image with a 64-bit Linux or a PVH entry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line, used as it is.
+    pub cmdline: String,
+    /// vCPUs: 1 to [`MAX_CPUS`].
+    pub cpus: u8,
+    /// Guest memory.
+    pub memory: MemorySize,
+    /// Back guest memory with hugetlbfs pages of 2 MiB, which must have been reserved.
+    pub hugepages: bool,
+    /// Where COM1 goes.
+    pub serial: CharTarget,
+    /// virtio-blk devices.
+    #[serde(rename = "disk")]
+    pub disks: Vec<DiskPlan>,
+    /// virtio-net devices.
+    #[serde(rename = "net")]
+    pub nets: Vec<NetPlan>,
+    /// virtio-rng device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rng: Option<RngPlan>,
+    /// Ports of virtio-console devices: those with the same transport and ring share a device.
+    #[serde(rename = "console")]
+    pub consoles: Vec<ConsolePlan>,
+    /// Unix socket that the control API listens on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<PathBuf>,
+}
+
+impl Default for MachinePlan {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            cpus: 1,
+            memory: MemorySize::mib(512),
+            hugepages: false,
+            serial: CharTarget::Stdio,
+            disks: Vec::new(),
+            nets: Vec::new(),
+            rng: None,
+            consoles: Vec::new(),
+            api: None,
+        }
+    }
+}
