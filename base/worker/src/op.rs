@@ -24,7 +24,7 @@ pub enum OpKind {
     WriteAt(u64),
     /// `pwritev2` with RWF_DSYNC.
     WriteAtDsync(u64),
-    /// `readv` from a stream, at its own position (sockets, taps, pipes).
+    /// `readv` from a stream, at its own position (sockets, taps, pipes). Cancelled when its task is asked to stop.
     ReadStream,
     /// `writev` to a stream.
     WriteStream,
@@ -39,9 +39,11 @@ pub enum OpKind {
         /// Bytes.
         len: u64,
     },
-    /// Waits until the descriptor is readable; the result is the poll mask. One shot.
+    /// Waits until the descriptor is readable; the result is the poll mask. One shot. A descriptor that cannot be
+    /// polled (a regular file) is always ready. When its task is asked to stop, the reactor cancels the wait: it
+    /// completes with ECANCELED, so that a quiet peer does not hold up a drain.
     PollReadable,
-    /// Waits until the descriptor is writable. One shot.
+    /// Waits until the descriptor is writable. One shot; cancelled on stop like [`PollReadable`](Self::PollReadable).
     PollWritable,
 }
 
