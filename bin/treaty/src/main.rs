@@ -1,2 +1,37 @@
-//! The `treaty` program.
-fn main() {}
+//! The `treaty` program: runs machines, asks them things, and says what this host can do.
+//!
+//! Owns: the command line. Must not know: how anything works; each subcommand is a thin caller of a library crate.
+
+mod completions;
+mod doctor;
+mod output;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Virtual I/O: virtual machines, virtio devices, and what they cost.
+#[derive(Parser)]
+#[command(name = "treaty", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log what happens inside (-v: info, -vv: debug, -vvv: trace). TREATY_LOG takes a filter instead.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    output::start_logging(cli.verbose);
+    let result = match cli.command {
+        Command::Doctor(args) => doctor::main(&args),
+        Command::Completions(args) => completions::main::<Cli>(&args),
+    };
+    output::exit_code(result)
+}
