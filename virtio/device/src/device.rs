@@ -85,6 +85,14 @@ pub trait VirtioDevice: Send {
     /// Called once, before anything else: how to tell the driver of configuration changes and failures.
     fn attach(&mut self, events: DeviceEvents);
 
+    /// The driver set FEATURES_OK with this subset of what is on offer (ring and transport bits included). `false` refuses
+    /// it: the bit then reads back clear. From here on the configuration is right for these features; the
+    /// queues are started with the same set. A reset ends it. virtio 1.3 §3.1.1
+    fn negotiate(&mut self, accepted: Features) -> bool {
+        let _ = accepted;
+        true
+    }
+
     /// Reads device configuration. Bytes beyond it read as zero. virtio 1.3 §2.5
     fn read_config(&self, offset: u32, dst: &mut [u8]);
 

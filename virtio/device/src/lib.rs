@@ -6,10 +6,22 @@
 //!
 //! Lifecycle: `description` → the transport negotiates → `start_queue` for each enabled queue → I/O →
 //! `stop_queue` (stop fetching, drain, hand the state out) → `start_queue` again, or `reset`.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
 
 mod buffers;
+mod config;
+mod counters;
 mod device;
 mod events;
+mod limit;
 mod memory;
 mod queue;
 mod set;
@@ -17,10 +29,13 @@ mod state;
 mod task;
 
 pub use buffers::{ChainReader, ChainWriter};
+pub use config::read_config_bytes;
+pub use counters::{Counter, CounterSet, DeviceCounters, QueueCounters};
 pub use device::{Description, QueueDescription, Reply, StartError, VirtioDevice};
 pub use events::{DeviceEvents, Doorbell, EventSink, Interrupt, InterruptSink};
+pub use limit::{LogLimit, TokenBucket};
 pub use memory::QueueMemory;
-pub use queue::{DeviceQueue, QueueCounters, QueueParts};
+pub use queue::{DeviceQueue, QueueParts};
 pub use set::QueueSet;
 pub use state::{RestoreError, SaveError, SavedState};
 pub use task::QueueTask;

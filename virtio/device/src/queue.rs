@@ -1,24 +1,9 @@
+use std::sync::Arc;
+
 use treaty_memory::GuestMemory;
 use treaty_virtio_ring::{Burst, Chain, DeviceRing, Head, QueueState, RingConfig};
 
-use crate::{DeviceEvents, Doorbell, Interrupt, QueueMemory, StartError};
-
-/// Plain counters of one queue, owned by its worker.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueCounters {
-    /// Chains taken from the driver.
-    pub chains: u64,
-    /// Chains given back.
-    pub completed: u64,
-    /// Bursts that took at least one chain.
-    pub bursts: u64,
-    /// Interrupts sent.
-    pub interrupts: u64,
-    /// Publications after which the driver wanted no interrupt.
-    pub interrupts_suppressed: u64,
-    /// Ring protocol violations: 0 or 1.
-    pub violations: u64,
-}
+use crate::{DeviceEvents, Doorbell, Interrupt, QueueCounters, QueueMemory, StartError};
 
 /// A running queue: the ring with the memory, doorbell and interrupt that it was started with.
 pub struct DeviceQueue {
@@ -29,7 +14,8 @@ pub struct DeviceQueue {
     doorbell: Doorbell,
     interrupt: Interrupt,
     events: DeviceEvents,
-    counters: QueueCounters,
+    counters: Arc<QueueCounters>,
+    unpublished: bool,
 }
 
 /// What a [`DeviceQueue`] is made of.
@@ -59,7 +45,7 @@ impl DeviceQueue {
         let ring = DeviceRing::start(QueueMemory(memory.clone()), config, state)
             .map_err(|error| StartError::Ring(index, error))?;
         let burst = Burst::new(config.max_chain);
-        let counters = QueueCounters::default();
+        let counters = Arc::default();
         Ok(Self {
             index,
             ring,
@@ -69,7 +55,13 @@ impl DeviceQueue {
             interrupt,
             events,
             counters,
+            unpublished: false,
         })
+    }
+
+    /// Counts into `counters` from now on: a device keeps one set per queue over stops and resets.
+    pub fn count_into(&mut self, counters: Arc<QueueCounters>) {
+        self.counters = counters;
     }
 
     /// Queue index.
@@ -112,11 +104,11 @@ impl DeviceQueue {
         match self.ring.next_burst(&mut self.burst, budget) {
             Ok(0) => {}
             Ok(count) => {
-                self.counters.bursts += 1;
-                self.counters.chains += count as u64;
+                self.counters.bursts.add(1);
+                self.counters.chains.add(count as u64);
             }
             Err(violation) => {
-                self.counters.violations += 1;
+                self.counters.violations.add(1);
                 tracing::error!(queue = self.index, %violation, "queue retired");
                 self.events
                     .needs_reset(&format!("queue {}: {violation}", self.index));
@@ -126,17 +118,21 @@ impl DeviceQueue {
 
     /// The device is done with a chain and wrote `written` bytes. Seen by the driver after [`publish`](Self::publish).
     pub fn complete(&mut self, head: Head, written: u32) {
-        self.counters.completed += 1;
+        self.counters.completed.add(1);
+        self.unpublished = true;
         self.ring.complete(head, written);
     }
 
-    /// Makes completions visible and interrupts the driver if it asked for it.
+    /// Makes completions visible and interrupts the driver if it asked for it. Does nothing if there is none.
     pub fn publish(&mut self) {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
         if self.ring.publish() {
-            self.counters.interrupts += 1;
+            self.counters.interrupts.add(1);
             self.interrupt.signal();
         } else {
-            self.counters.interrupts_suppressed += 1;
+            self.counters.interrupts_suppressed.add(1);
         }
     }
 

@@ -1,3 +1,5 @@
+use treaty_virtio_spec::DeviceId;
+
 /// A device's own state, for snapshots and migration. Opaque to everyone but the device type that made it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SavedState {
@@ -7,6 +9,31 @@ pub struct SavedState {
     pub version: u32,
     /// JSON, written and checked by the device.
     pub data: serde_json::Value,
+}
+
+impl SavedState {
+    /// Version 1 of a device type's `data`.
+    pub fn v1(device: DeviceId, data: &impl serde::Serialize) -> Result<Self, SaveError> {
+        Ok(Self {
+            device: device.0,
+            version: 1,
+            data: serde_json::to_value(data).map_err(|error| SaveError::Device(error.to_string()))?,
+        })
+    }
+
+    /// Reads `data`, if it is version 1 of that device type's.
+    pub fn read_v1<T: serde::de::DeserializeOwned>(self, device: DeviceId) -> Result<T, RestoreError> {
+        if self.device != device.0 {
+            return Err(RestoreError::WrongDevice {
+                found: self.device,
+                expected: device.0,
+            });
+        }
+        if self.version != 1 {
+            return Err(RestoreError::Version(self.version));
+        }
+        serde_json::from_value(self.data).map_err(|error| RestoreError::Invalid(error.to_string()))
+    }
 }
 
 /// The state cannot be saved now.
