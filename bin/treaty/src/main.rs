@@ -3,6 +3,7 @@
 //! Owns: the command line. Must not know: how anything works; each subcommand is a thin caller of a library crate.
 
 mod completions;
+mod ctl;
 mod doctor;
 mod output;
 
@@ -22,6 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Ctl(ctl::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     output::start_logging(cli.verbose);
     let result = match cli.command {
+        Command::Ctl(args) => ctl::main(&args),
         Command::Doctor(args) => doctor::main(&args),
         Command::Completions(args) => completions::main::<Cli>(&args),
     };

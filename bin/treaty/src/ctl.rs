@@ -1,0 +1,168 @@
+//! `treaty ctl`
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
+use treaty_vmm::api::{DeviceInfo, MachineStatus};
+
+/// Ask a running machine something, or tell it what to do.
+///
+/// The machine was started with `treaty run --api SOCKET`. Any HTTP client does the same:
+/// `curl --unix-socket SOCKET http://treaty/api/v1/status`
+#[derive(clap::Args)]
+pub struct Args {
+    /// The machine's API socket.
+    #[arg(long, short, env = "TREATY_API", value_name = "PATH")]
+    socket: PathBuf,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Seconds to wait for an answer.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    timeout: u64,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand, Clone, Copy)]
+enum What {
+    /// State, vCPUs, memory, uptime.
+    Status,
+    /// Stop the vCPUs and drain every queue.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Press the ACPI power button; the guest decides what follows.
+    PowerButton,
+    /// End the machine without asking the guest.
+    Quit,
+    /// List the virtio devices.
+    Devices,
+    /// List every queue's counters.
+    Counters,
+}
+
+impl What {
+    fn request(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Status => ("GET", "status"),
+            Self::Devices | Self::Counters => ("GET", "devices"),
+            Self::Pause => ("PUT", "pause"),
+            Self::Resume => ("PUT", "resume"),
+            Self::PowerButton => ("PUT", "power-button"),
+            Self::Quit => ("PUT", "quit"),
+        }
+    }
+}
+
+pub fn main(args: &Args) -> anyhow::Result<u8> {
+    let (method, path) = args.what.request();
+    let text = exchange(&args.socket, method, path, Duration::from_secs(args.timeout))?;
+    match args.what {
+        _ if args.json => println!("{text}"),
+        What::Devices => parse::<Vec<DeviceInfo>>(&text)?.iter().for_each(print_device),
+        What::Counters => parse::<Vec<DeviceInfo>>(&text)?.iter().for_each(print_counters),
+        _ => print_status(&parse(&text)?),
+    }
+    Ok(0)
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
+    serde_json::from_str(text).context("the machine's answer is not what this version of treaty expects")
+}
+
+/// One request and its answer's body; an error answer becomes an error.
+fn exchange(socket: &Path, method: &str, path: &str, timeout: Duration) -> anyhow::Result<String> {
+    let name = socket.display();
+    let mut stream = UnixStream::connect(socket)
+        .with_context(|| format!("cannot reach a machine at {name}; was it started with --api {name}?"))?;
+    stream.set_read_timeout(Some(timeout))?;
+    let head = format!(
+        "{method} /api/v1/{path} HTTP/1.1\r\nHost: treaty\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    stream
+        .write_all(head.as_bytes())
+        .with_context(|| format!("{name}: the machine hung up"))?;
+    let mut answer = Vec::new();
+    stream
+        .read_to_end(&mut answer)
+        .with_context(|| format!("{name}: no answer within {} s (--timeout)", timeout.as_secs()))?;
+    let (code, body) = split(&answer).with_context(|| format!("{name}: that is no Treaty machine"))?;
+    if code == 200 {
+        return Ok(body);
+    }
+    let value: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+    bail!(
+        "{}",
+        value["error"]
+            .as_str()
+            .unwrap_or("the machine refused without a reason")
+    );
+}
+
+/// Status code and body of a complete HTTP answer.
+fn split(answer: &[u8]) -> anyhow::Result<(u16, String)> {
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let mut response = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(head) = response.parse(answer)? else {
+        bail!("the answer is cut off")
+    };
+    let code = response.code.context("the answer has no status code")?;
+    let body = answer.get(head..).unwrap_or_default();
+    Ok((code, String::from_utf8(body.to_vec())?))
+}
+
+fn print_status(status: &MachineStatus) {
+    println!(
+        "state    {}",
+        serde_json::json!(status.state).as_str().unwrap_or_default()
+    );
+    println!("pid      {}", status.pid);
+    println!("cpus     {}", status.cpus);
+    println!("memory   {} MiB", status.memory_bytes >> 20);
+    println!("uptime   {:.1} s", status.uptime_seconds);
+    println!("reboots  {}", status.reboots);
+}
+
+fn print_device(device: &DeviceInfo) {
+    let running = device.queues.iter().filter(|queue| queue.running).count();
+    println!(
+        "{:<10} {:<8} {:<5} {:<12} status {:#04x}  {running} of {} queues run  accepted {:#x}",
+        device.name,
+        device.kind,
+        device.transport,
+        device.location,
+        device.status,
+        device.queues.len(),
+        device.accepted
+    );
+    if let Some(reason) = &device.needs_reset {
+        println!("{:<10} needs a reset: {reason}", "");
+    }
+}
+
+fn print_counters(device: &DeviceInfo) {
+    for queue in device.queues.iter().filter(|queue| queue.running) {
+        println!("{} queue {} ({} entries)", device.name, queue.index, queue.size);
+        for (name, value) in &queue.counters {
+            println!("  {name:<24} {value:>14}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn only_whole_answers_count() {
+        let (code, body) = split(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").unwrap();
+        assert_eq!((code, body.as_str()), (200, "{}"));
+        assert!(split(b"HTTP/1.1 200 OK\r\nContent").is_err());
+        assert!(split(b"220 ftp ready\r\n").is_err());
+    }
+}

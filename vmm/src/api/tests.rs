@@ -1,0 +1,120 @@
+use std::io::{Read, Write};
+use std::sync::Mutex;
+
+use super::super::{DeviceInfo, MachineState, MachineStatus};
+use super::*;
+
+/// A machine with nothing in it but its state: the API's own behaviour is what these tests look at.
+struct Switch(Mutex<MachineState>);
+
+impl Switch {
+    fn go(&self, to: MachineState) -> Result<(), ControlError> {
+        let mut state = self.0.lock().unwrap();
+        if *state == MachineState::Stopped {
+            return Err(ControlError::State(*state));
+        }
+        *state = to;
+        Ok(())
+    }
+}
+
+impl Control for Switch {
+    fn status(&self) -> MachineStatus {
+        let state = *self.0.lock().unwrap();
+        MachineStatus {
+            state,
+            pid: 1,
+            cpus: 1,
+            memory_bytes: 1 << 20,
+            uptime_seconds: 0.5,
+            reboots: 0,
+        }
+    }
+    fn pause(&self) -> Result<(), ControlError> {
+        self.go(MachineState::Paused)
+    }
+    fn resume(&self) -> Result<(), ControlError> {
+        self.go(MachineState::Running)
+    }
+    fn power_button(&self) -> Result<(), ControlError> {
+        self.go(MachineState::Running)
+    }
+    fn quit(&self) -> Result<(), ControlError> {
+        self.go(MachineState::Stopped)
+    }
+    fn devices(&self) -> Vec<DeviceInfo> {
+        Vec::new()
+    }
+}
+
+fn ask(path: &Path, line: &str) -> (u16, serde_json::Value) {
+    let mut stream = UnixStream::connect(path).unwrap();
+    write!(
+        stream,
+        "{line} HTTP/1.1\r\nHost: treaty\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, serde_json::from_str(body).unwrap())
+}
+
+fn socket(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("treaty-api-{name}-{}", std::process::id()))
+}
+
+#[test]
+fn commands_change_the_state_and_wrong_ones_say_why() {
+    let path = socket("commands");
+    let api = ApiServer::start(&path, Arc::new(Switch(Mutex::new(MachineState::Running)))).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(ask(&path, "GET /api/v1/status").1["state"], "running");
+    assert_eq!(ask(&path, "PUT /api/v1/pause").1["state"], "paused");
+    assert_eq!(ask(&path, "GET /api/v1/pause").0, 405);
+    assert_eq!(ask(&path, "GET /api/v1/nothing").0, 404);
+    assert_eq!(ask(&path, "GET /").0, 404);
+    assert_eq!(ask(&path, "PUT /api/v1/quit").1["state"], "stopped");
+    let (code, body) = ask(&path, "PUT /api/v1/resume");
+    assert_eq!(
+        (code, body["error"].as_str().unwrap().contains("Stopped")),
+        (409, true)
+    );
+    drop(api);
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_socket_path_is_not_taken_from_anybody() {
+    let path = socket("path");
+    let switch = || Arc::new(Switch(Mutex::new(MachineState::Running)));
+    let api = ApiServer::start(&path, switch()).unwrap();
+    assert!(matches!(
+        ApiServer::start(&path, switch()),
+        Err(ApiError::InUse(_))
+    ));
+    drop(api);
+    drop(UnixListener::bind(&path).unwrap());
+    drop(ApiServer::start(&path, switch()).expect("a stale socket is replaced"));
+    fs::write(&path, "text").unwrap();
+    assert!(matches!(
+        ApiServer::start(&path, switch()),
+        Err(ApiError::NotASocket(_))
+    ));
+    fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn the_description_names_every_path() {
+    let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+    let mut described: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+    let mut served: Vec<_> = READ
+        .iter()
+        .chain(WRITE)
+        .map(|what| format!("/api/v1/{what}"))
+        .collect();
+    described.sort();
+    served.sort();
+    assert_eq!(described, served);
+}

@@ -1,0 +1,98 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What the API can ask of a machine. Every call may come from any thread, and returns when the thing is done.
+pub trait Control: Send + Sync {
+    /// State and identity.
+    fn status(&self) -> MachineStatus;
+    /// Stops vCPUs and drains every queue. Pausing a paused machine is no error.
+    fn pause(&self) -> Result<(), ControlError>;
+    /// Goes on from where [`pause`](Self::pause) stopped.
+    fn resume(&self) -> Result<(), ControlError>;
+    /// Presses the ACPI power button; the guest decides what follows.
+    fn power_button(&self) -> Result<(), ControlError>;
+    /// Ends the machine without asking the guest, as if its power were cut; host caches are flushed.
+    fn quit(&self) -> Result<(), ControlError>;
+    /// The machine's virtio devices.
+    fn devices(&self) -> Vec<DeviceInfo>;
+}
+
+/// Why a command was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It makes no sense in this state.
+    #[error("the machine is {0:?}")]
+    State(MachineState),
+    /// It failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Where a machine is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineState {
+    /// Being built, or being built again for a reboot.
+    Starting,
+    /// vCPUs run.
+    Running,
+    /// vCPUs and queues are stopped.
+    Paused,
+    /// It has ended.
+    Stopped,
+}
+
+/// `GET /api/v1/status`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// Where it is in its life.
+    pub state: MachineState,
+    /// Process ID of the monitor.
+    pub pid: u32,
+    /// vCPUs.
+    pub cpus: u8,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Seconds since the monitor started.
+    pub uptime_seconds: f64,
+    /// Times the guest has rebooted.
+    pub reboots: u64,
+}
+
+/// One device in `GET /api/v1/devices`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Its name in this machine, such as `disk0`.
+    pub name: String,
+    /// The specification's short name of its type, such as `blk`.
+    pub kind: String,
+    /// `pci` or `mmio`.
+    pub transport: String,
+    /// Where on that transport: `00:03.0`, or the address of the registers.
+    pub location: String,
+    /// The device status register. virtio 1.3 §2.1
+    pub status: u8,
+    /// Feature bits on offer.
+    pub offered: u64,
+    /// Feature bits that the driver accepted; 0 before that.
+    pub accepted: u64,
+    /// Why the device needs a reset, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs_reset: Option<String>,
+    /// Its queues.
+    pub queues: Vec<QueueInfo>,
+}
+
+/// One queue of a [`DeviceInfo`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueueInfo {
+    /// Queue index.
+    pub index: u16,
+    /// Entries the driver chose; 0 if the queue is not set up.
+    pub size: u16,
+    /// The driver has enabled it and it runs.
+    pub running: bool,
+    /// Counters by name; they only grow, and start again at 0 when the queue starts.
+    pub counters: BTreeMap<String, u64>,
+}
