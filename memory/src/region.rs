@@ -69,7 +69,7 @@ impl Region {
     /// another process owns it.
     pub fn from_file(guest_start: u64, len: usize, file: File, offset: u64) -> Result<Self, RegionError> {
         check_range(guest_start, len)?;
-        if offset % 4096 != 0 || i64::try_from(offset).is_err() {
+        if !offset.is_multiple_of(4096) || i64::try_from(offset).is_err() {
             return Err(RegionError::BadRange { start: offset, len });
         }
         // SAFETY: a new mapping at an address that the kernel chooses; nothing of ours can be overwritten.
@@ -136,11 +136,12 @@ impl Region {
 
     pub(crate) fn range(&self, offset: usize, len: usize) -> Option<HostRange> {
         let end = offset.checked_add(len)?;
+        if end > self.len {
+            return None;
+        }
         // SAFETY: `offset <= end <= self.len`, so the pointer stays inside the mapping (or one past it).
-        (end <= self.len).then(|| HostRange {
-            ptr: unsafe { self.host.add(offset) },
-            len,
-        })
+        let ptr = unsafe { self.host.add(offset) };
+        Some(HostRange { ptr, len })
     }
 }
 
@@ -152,7 +153,7 @@ impl Drop for Region {
 }
 
 fn check_range(start: u64, len: usize) -> Result<(), RegionError> {
-    let aligned = start % 4096 == 0 && len % 4096 == 0 && len > 0;
+    let aligned = start.is_multiple_of(4096) && len.is_multiple_of(4096) && len > 0;
     if !aligned || start.checked_add(len as u64).is_none() {
         return Err(RegionError::BadRange { start, len });
     }
