@@ -39,10 +39,12 @@ impl TokenBucket {
         self.tokens = self.tokens.saturating_sub(count);
     }
 
-    /// When the next token will be there, if none is now.
-    pub fn next_token_ns(&self) -> u64 {
+    /// When `count` tokens (or the burst, if that is less) will be there.
+    pub fn ready_ns(&self, count: u64) -> u64 {
+        let missing = count.min(self.burst).saturating_sub(self.tokens);
+        let wait_ns = (u128::from(missing) * NS_PER_S).div_ceil(u128::from(self.per_second));
         self.filled_ns
-            .saturating_add(1_000_000_000u64.div_ceil(self.per_second))
+            .saturating_add(u64::try_from(wait_ns).unwrap_or(u64::MAX))
     }
 }
 
@@ -98,8 +100,9 @@ mod tests {
         assert_eq!(bucket.available(5), 50);
         bucket.take(50);
         assert_eq!(bucket.available(5), 0);
-        assert!(bucket.next_token_ns() <= 1_000_005);
-        assert_eq!(bucket.available(10_000_005), 10);
+        assert_eq!(bucket.ready_ns(10), 10_000_000);
+        assert_eq!(bucket.available(10_000_000), 10);
+        assert_eq!(bucket.ready_ns(10), 10_000_000, "they are there");
         assert_eq!(bucket.available(u64::MAX), 50, "never above the burst");
     }
 
