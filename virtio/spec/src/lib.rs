@@ -7,6 +7,7 @@
 mod device_id;
 mod features;
 pub mod ring;
+pub mod rng;
 pub mod status;
 
 pub use device_id::DeviceId;
