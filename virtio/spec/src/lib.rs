@@ -6,6 +6,8 @@
 
 mod device_id;
 mod features;
+pub mod mmio;
+pub mod pci;
 pub mod ring;
 pub mod rng;
 pub mod status;
