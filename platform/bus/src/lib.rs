@@ -1,6 +1,6 @@
 //! The bus: what a device with registers looks like, and who answers at which address.
 //!
-//! Owns: [`BusDevice`], [`Access`], [`Ticket`], address dispatch.
+//! Owns: [`BusDevice`], [`Access`], [`Ticket`], address dispatch ([`Bus`], for ports and for memory-mapped registers).
 //! Must not know: KVM, PCI, virtio.
 #![cfg_attr(
     not(test),
@@ -12,8 +12,10 @@
     )
 )]
 
+mod bus;
 mod ticket;
 
+pub use bus::{Bus, BusError, BusTarget};
 pub use ticket::{Ticket, TicketHolder};
 
 /// How a register access ended.

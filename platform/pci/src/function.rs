@@ -1,0 +1,17 @@
+use treaty_bus::Access;
+
+use crate::{BAR_COUNT, BarRange};
+
+/// A PCI function.
+pub trait PciDevice: Send {
+    /// Where its BARs are decoded now; asked after every configuration write.
+    fn bars(&self) -> [Option<BarRange>; BAR_COUNT];
+    /// Reads configuration space at a byte offset below 4096; `data` is 1, 2 or 4 bytes, aligned.
+    fn read_config(&mut self, offset: u16, data: &mut [u8]) -> Access;
+    /// Writes configuration space.
+    fn write_config(&mut self, offset: u16, data: &[u8]) -> Access;
+    /// Reads a BAR's range.
+    fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) -> Access;
+    /// Writes a BAR's range.
+    fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Access;
+}
