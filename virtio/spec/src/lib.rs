@@ -4,9 +4,11 @@
 //! Must not know: anything else. There is no logic here, and nobody else writes a magic number.
 #![no_std]
 
+pub mod console;
 mod device_id;
 mod features;
 pub mod mmio;
+pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
