@@ -3,6 +3,9 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 
+/// Bytes of the smallest huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// One mapped piece of guest memory, unmapped on drop.
 pub struct Region {
     guest_start: u64,
@@ -42,14 +45,47 @@ pub enum RegionError {
 impl Region {
     /// Makes a memfd of `len` bytes and maps it shared at guest address `guest_start` (both multiples of 4096).
     pub fn memfd(guest_start: u64, len: usize) -> Result<Self, RegionError> {
+        Self::new_memfd(guest_start, len, false)
+    }
+
+    /// The same on hugetlbfs pages of 2 MiB, which the host must have reserved; `len` is a multiple of that. All pages are
+    /// taken now, so that the guest cannot find one missing later.
+    pub fn memfd_huge_pages(guest_start: u64, len: usize) -> Result<Self, RegionError> {
+        let region = Self::new_memfd(guest_start, len, true)?;
+        region.populate().map_err(|source| RegionError::Map {
+            action: "reserve huge pages for",
+            len,
+            source,
+        })?;
+        Ok(region)
+    }
+
+    fn populate(&self) -> io::Result<()> {
+        let Some((file, offset)) = self.file() else {
+            return Ok(());
+        };
+        let (offset, len) = (offset as libc::off_t, self.len as libc::off_t);
+        // SAFETY: takes no pointers. The memfd is ours; allocating its pages changes no contents.
+        match unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn new_memfd(guest_start: u64, len: usize, huge_pages: bool) -> Result<Self, RegionError> {
         check_range(guest_start, len)?;
         let fail = |action| RegionError::Map {
             action,
             len,
             source: io::Error::last_os_error(),
         };
+        let kind = if huge_pages {
+            libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
+        } else {
+            0
+        };
         // SAFETY: the name is a NUL-terminated constant; the result is checked and owned below.
-        let fd = unsafe { libc::memfd_create(c"treaty-guest".as_ptr(), libc::MFD_CLOEXEC) };
+        let fd = unsafe { libc::memfd_create(c"treaty-guest".as_ptr(), libc::MFD_CLOEXEC | kind) };
         if fd < 0 {
             return Err(fail("create"));
         }
@@ -72,27 +108,10 @@ impl Region {
         if !offset.is_multiple_of(4096) || i64::try_from(offset).is_err() {
             return Err(RegionError::BadRange { start: offset, len });
         }
-        // SAFETY: a new mapping at an address that the kernel chooses; nothing of ours can be overwritten.
-        let host = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                offset as i64,
-            )
-        };
-        if host == libc::MAP_FAILED {
-            return Err(RegionError::Map {
-                action: "map",
-                len,
-                source: io::Error::last_os_error(),
-            });
-        }
-        let host = NonNull::new(host.cast()).ok_or(RegionError::BadRange {
-            start: guest_start,
+        let host = map_aligned(len, &file, offset).map_err(|source| RegionError::Map {
+            action: "map",
             len,
+            source,
         })?;
         Ok(Self {
             guest_start,
@@ -152,6 +171,40 @@ impl Drop for Region {
     }
 }
 
+/// Maps the file shared, at a host address that is a multiple of [`HUGE_PAGE`], so that huge pages can back it.
+fn map_aligned(len: usize, file: &File, offset: u64) -> io::Result<NonNull<u8>> {
+    let whole = len.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+    // SAFETY: reserves addresses where the kernel likes; nothing of ours can be overwritten.
+    let reserved = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        libc::mmap(std::ptr::null_mut(), whole, libc::PROT_NONE, flags, -1, 0)
+    };
+    if reserved == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = reserved.align_offset(HUGE_PAGE);
+    let after = whole - before - len;
+    // SAFETY: `before < HUGE_PAGE`, so all three ranges lie inside the reservation, which is ours alone: the middle is
+    // replaced by the file, the rest is given back. Unmapping our own fresh mapping cannot fail.
+    unsafe {
+        let start = reserved.byte_add(before);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        if libc::mmap(start, len, access, flags, file.as_raw_fd(), offset as i64) == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            libc::munmap(reserved, whole);
+            return Err(error);
+        }
+        if before > 0 {
+            libc::munmap(reserved, before);
+        }
+        if after > 0 {
+            libc::munmap(start.byte_add(len), after);
+        }
+        NonNull::new(start.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+}
+
 fn check_range(start: u64, len: usize) -> Result<(), RegionError> {
     let aligned = start.is_multiple_of(4096) && len.is_multiple_of(4096) && len > 0;
     if !aligned || start.checked_add(len as u64).is_none() {
@@ -168,4 +221,18 @@ pub struct HostRange {
     pub ptr: NonNull<u8>,
     /// Bytes.
     pub len: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_aligned_for_huge_pages() {
+        let first = Region::memfd(0, 0x5000).unwrap();
+        let second = Region::memfd(0, 4 << 20).unwrap();
+        for region in [&first, &second] {
+            assert_eq!(region.host_address() % HUGE_PAGE as u64, 0);
+        }
+    }
 }
