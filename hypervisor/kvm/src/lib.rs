@@ -1,7 +1,25 @@
-//! KVM: the only crate that issues KVM calls.
+//! KVM: the only crate that issues its ioctls.
 //!
-//! Owns: the VM and vCPU handles, memory slots, irqfds, ioeventfds, what a KVM can do.
-//! Must not know: virtio, devices, buses. It hands exits to whoever asked for them.
+//! Owns: the system, VM and vCPU handles, the GSI routing table with its irqfds, ioeventfds, CPUID as a guest sees it, and the
+//! registers that a vCPU starts with. Must not know: virtio, PCI, what memory or ports mean.
+//!
+//! Order of use: [`Kvm::open`] → [`Kvm::create_vm`] → [`Vm::map_memory`] → [`Vm::create_vcpu`] → [`Vcpu::start_at`] →
+//! [`Vcpu::run`] on a thread of its own, until somebody [kicks](Kicker::kick) it.
 #![allow(unsafe_code)]
 
-pub mod speed;
+mod cpuid;
+mod error;
+mod host;
+mod irq;
+mod kick;
+mod registers;
+mod vcpu;
+mod vm;
+
+pub use error::KvmError;
+pub use host::Kvm;
+pub use irq::{EdgeLine, LevelLine, Msi, Routes};
+pub use kick::{KickGuard, Kicker};
+pub use registers::Entry;
+pub use vcpu::{Exit, Vcpu};
+pub use vm::{EventAddress, Vm};
