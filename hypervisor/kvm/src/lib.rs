@@ -1,7 +1,7 @@
 //! KVM: the only crate that issues its ioctls.
 //!
 //! Owns: the system, VM and vCPU handles, the GSI routing table with its irqfds, ioeventfds, CPUID as a guest sees it, and the
-//! registers that a vCPU starts with. Must not know: virtio, PCI, what memory or ports mean.
+//! registers that a vCPU starts with; and [`speed`], how fast guest code runs. Must not know: virtio, PCI, what memory or ports mean.
 //!
 //! Order of use: [`Kvm::open`] → [`Kvm::create_vm`] → [`Vm::map_memory`] → [`Vm::create_vcpu`] → [`Vcpu::start_at`] →
 //! [`Vcpu::run`] on a thread of its own, until somebody [kicks](Kicker::kick) it.
@@ -13,6 +13,7 @@ mod host;
 mod irq;
 mod kick;
 mod registers;
+pub mod speed;
 mod vcpu;
 mod vm;
 
