@@ -6,7 +6,8 @@ use treaty_virtio_ring::{RawArea, RingMemory};
 pub struct QueueMemory(pub GuestMemory);
 
 #[allow(unsafe_code)]
-// SAFETY: the area points into a region of `self.0`, which is immutable and stays mapped while `self` lives.
+// SAFETY: the area points into a region of `self.0`, which is immutable and stays mapped while `self` lives. Regions start
+// at multiples of 4096, in the guest and in the host.
 unsafe impl RingMemory for QueueMemory {
     type Area = RawArea;
 
@@ -16,7 +17,7 @@ unsafe impl RingMemory for QueueMemory {
         Some(unsafe { RawArea::new(range.ptr, range.len) })
     }
 
-    fn fence(&self) {
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    fn read(&self, addr: u64, dst: &mut [u8]) -> bool {
+        self.0.read(addr, dst).is_ok()
     }
 }

@@ -7,12 +7,22 @@
 //! virtio 1.3 §2.6 to §2.8
 #![no_std]
 #![allow(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
 extern crate alloc;
 
 mod burst;
 mod config;
 mod device;
 mod driver;
+mod layout;
 mod memory;
 mod violation;
 
