@@ -20,10 +20,10 @@ impl<'a, M: RingMemory> IndirectTable<'a, M> {
     pub fn find(memory: &'a M, descriptor: Descriptor, id: u16) -> Result<Self, Violation> {
         let (addr, len) = (descriptor.addr, descriptor.len());
         let bytes = len as usize;
-        if bytes == 0 || bytes % DESC_SIZE != 0 || addr.checked_add(u64::from(len)).is_none() {
+        if bytes == 0 || !bytes.is_multiple_of(DESC_SIZE) || addr.checked_add(u64::from(len)).is_none() {
             return Err(Violation::IndirectTable(id));
         }
-        let area = if addr % 8 == 0 {
+        let area = if addr.is_multiple_of(8) {
             memory.map(addr, bytes)
         } else {
             None
@@ -77,7 +77,7 @@ pub(crate) struct OwnTables<A> {
 impl<A: RingArea> OwnTables<A> {
     pub fn map<M: RingMemory<Area = A>>(memory: &M, addr: u64, size: u16, max_chain: u16) -> Option<Self> {
         let bytes = usize::from(size) * usize::from(max_chain) * DESC_SIZE;
-        let area = if addr % DESC_SIZE as u64 == 0 {
+        let area = if addr.is_multiple_of(DESC_SIZE as u64) {
             memory.map(addr, bytes)?
         } else {
             return None;
