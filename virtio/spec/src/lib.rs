@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod console;
+pub mod blk;
 mod device_id;
 mod features;
 pub mod mmio;
