@@ -113,6 +113,7 @@ pub trait VirtioDevice: Send {
     /// Everything beyond rings and negotiated features that the driver can see. Queues are stopped.
     fn save(&self) -> Result<SavedState, SaveError>;
 
-    /// Takes up a saved state; it is checked like guest input. Queues are started afterwards.
+    /// Takes up a saved state; it is checked like guest input. Called after [`negotiate`](Self::negotiate), before the queues are
+    /// started.
     fn restore(&mut self, state: SavedState) -> Result<(), RestoreError>;
 }
