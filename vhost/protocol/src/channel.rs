@@ -122,8 +122,11 @@ const SEND_LIMIT: Duration = Duration::from_secs(10);
 const HEADER_LEN: usize = size_of::<Header>();
 
 impl Channel {
-    /// Over a connected socket; `rows` are the requests that the peer may send.
+    /// Over a connected socket; `rows` are the requests that the peer may send. Sending waits for a peer that does not
+    /// read, but not for ever.
     pub fn new(stream: UnixStream, rows: &'static [Row]) -> Self {
+        // Fails only for a zero duration.
+        let _ = stream.set_write_timeout(Some(SEND_LIMIT));
         Self {
             stream,
             rows,
