@@ -23,6 +23,7 @@ mod device;
 mod events;
 mod limit;
 mod memory;
+mod negotiated;
 mod queue;
 mod set;
 mod state;
@@ -35,6 +36,7 @@ pub use device::{Description, QueueDescription, Reply, StartError, VirtioDevice}
 pub use events::{DeviceEvents, Doorbell, EventSink, Interrupt, InterruptSink};
 pub use limit::{LogLimit, TokenBucket};
 pub use memory::QueueMemory;
+pub use negotiated::{ring_features, ring_layout};
 pub use queue::{DeviceQueue, QueueParts};
 pub use set::QueueSet;
 pub use state::{RestoreError, SaveError, SavedState};

@@ -1,13 +1,11 @@
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use serde::Serialize;
 use tiny_http::{Header, Method, Request, Response, Server};
+use treaty_listen::{ListenError, Listener};
 
 use super::{Control, ControlError, OPENAPI};
 
@@ -15,23 +13,20 @@ use super::{Control, ControlError, OPENAPI};
 pub struct ApiServer {
     server: Arc<Server>,
     thread: Option<JoinHandle<()>>,
-    path: PathBuf,
+    _listener: Listener,
 }
 
 /// The API could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Another program listens there.
-    #[error("API socket {0}: another program listens on it; choose another path")]
-    InUse(PathBuf),
-    /// There is something at that path that is not a socket.
-    #[error("API socket {0}: the file exists and is not a socket; choose another path")]
-    NotASocket(PathBuf),
+    /// The socket.
+    #[error("API {0}")]
+    Listen(#[from] ListenError),
     /// The system refused.
-    #[error("API socket {path}: {source}")]
+    #[error("API: cannot {action}: {source}")]
     Host {
-        /// The socket's path.
-        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
         /// The system's reason.
         source: io::Error,
     },
@@ -40,14 +35,11 @@ pub enum ApiError {
 impl ApiServer {
     /// Listens on `path` and answers for `machine` until dropped.
     pub fn start(path: &Path, machine: Arc<dyn Control>) -> Result<Self, ApiError> {
-        let host = |source| ApiError::Host {
-            path: path.into(),
-            source,
-        };
-        remove_stale(path)?;
-        let listener = UnixListener::bind(path).map_err(host)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(host)?;
-        let server = Server::from_listener(listener, None).map_err(|error| host(io::Error::other(error)))?;
+        let host = |action| move |source| ApiError::Host { action, source };
+        let listener = Listener::bind(path)?;
+        let socket = listener.socket().try_clone().map_err(host("share the socket"))?;
+        let server = Server::from_listener(socket, None)
+            .map_err(|error| host("start the HTTP server")(io::Error::other(error)))?;
         let server = Arc::new(server);
         let thread = std::thread::Builder::new()
             .name("api".into())
@@ -55,11 +47,11 @@ impl ApiServer {
                 let server = server.clone();
                 move || answer_all(&server, &*machine)
             })
-            .map_err(host)?;
+            .map_err(host("start a thread"))?;
         Ok(Self {
             server,
             thread: Some(thread),
-            path: path.into(),
+            _listener: listener,
         })
     }
 }
@@ -71,21 +63,6 @@ impl Drop for ApiServer {
             // The thread answers one request at most before it ends; its panic was reported when it happened.
             let _ = thread.join();
         }
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Removes a socket that nobody listens on any more; refuses anything else.
-fn remove_stale(path: &Path) -> Result<(), ApiError> {
-    use std::os::unix::fs::FileTypeExt;
-    match fs::symlink_metadata(path) {
-        Err(_) => Ok(()),
-        Ok(found) if !found.file_type().is_socket() => Err(ApiError::NotASocket(path.into())),
-        Ok(_) if UnixStream::connect(path).is_ok() => Err(ApiError::InUse(path.into())),
-        Ok(_) => fs::remove_file(path).map_err(|source| ApiError::Host {
-            path: path.into(),
-            source,
-        }),
     }
 }
 

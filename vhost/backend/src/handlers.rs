@@ -1,0 +1,389 @@
+//! One function per message. [`table`](treaty_vhost_protocol::table) has checked sizes, descriptors and protocol features before.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use treaty_vhost_protocol::payload::{
+    Config, MemoryRegion, MemoryTable as TableHeader, SingleRegion, VRING_FD_INDEX, VRING_FD_NONE, VRING_LOG,
+    VringAddr, VringState,
+};
+use treaty_vhost_protocol::table::frontend as code;
+use treaty_vhost_protocol::{Message, features};
+use treaty_virtio_device::Features;
+use treaty_virtio_spec::feature;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::memory::{MAX_SLOTS, RegionRefused};
+use crate::session::{Session, SessionError, refused};
+use crate::vring::Vring;
+
+/// What a handler came to.
+pub enum Outcome {
+    /// Done; acknowledged if the peer asked for it.
+    Done,
+    /// An answer of its own.
+    Payload(Vec<u8>, Vec<OwnedFd>),
+    /// Not done, and the connection can go on if the peer hears of it.
+    Rejected(String),
+}
+
+type Result<T> = std::result::Result<T, SessionError>;
+
+/// Protocol features on offer.
+const PROTOCOL_FEATURES: u64 = features::MQ
+    | features::REPLY_ACK
+    | features::BACKEND_REQ
+    | features::CONFIG
+    | features::RESET_DEVICE
+    | features::CONFIGURE_MEM_SLOTS
+    | features::STATUS;
+
+pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
+    match message.row.code {
+        code::GET_FEATURES => Ok(number(offered(session))),
+        code::SET_FEATURES => set_features(session, &message),
+        code::SET_OWNER | code::RESET_OWNER => Ok(Outcome::Done),
+        code::GET_PROTOCOL_FEATURES => Ok(number(PROTOCOL_FEATURES)),
+        code::SET_PROTOCOL_FEATURES => set_protocol_features(session, &message),
+        code::GET_QUEUE_NUM => Ok(number(session.vrings.len() as u64)),
+        code::SET_MEM_TABLE => set_mem_table(session, message),
+        code::GET_MAX_MEM_SLOTS => Ok(number(MAX_SLOTS as u64)),
+        code::ADD_MEM_REG => add_mem_reg(session, message),
+        code::REM_MEM_REG => rem_mem_reg(session, &message),
+        code::SET_VRING_NUM => set_vring_num(session, &message),
+        code::SET_VRING_ADDR => set_vring_addr(session, &message),
+        code::SET_VRING_BASE => set_vring_base(session, &message),
+        code::GET_VRING_BASE => get_vring_base(session, &message),
+        code::SET_VRING_KICK => set_vring_kick(session, message),
+        code::SET_VRING_CALL => set_vring_call(session, message),
+        code::SET_VRING_ERR => set_vring_err(session, message),
+        code::SET_VRING_ENABLE => set_vring_enable(session, &message),
+        code::SET_BACKEND_REQ_FD => set_backend_channel(session, message),
+        code::GET_CONFIG => get_config(session, &message),
+        code::SET_CONFIG => set_config(session, &message),
+        code::RESET_DEVICE => Ok(reset_device(session)),
+        code::SET_STATUS => set_status(session, &message),
+        code::GET_STATUS => Ok(number(u64::from(status(session)))),
+        _ => Err(refused(message.row.name, "not offered by this back-end")),
+    }
+}
+
+fn number(value: u64) -> Outcome {
+    Outcome::Payload(value.as_bytes().to_vec(), Vec::new())
+}
+
+/// Ring features on offer, whatever the device.
+const RING_FEATURES: Features = feature::VERSION_1
+    .with(feature::RING_PACKED)
+    .with(feature::INDIRECT_DESC)
+    .with(feature::EVENT_IDX)
+    .with(feature::IN_ORDER)
+    .with(feature::RING_RESET);
+
+/// Everything that a driver may have, with the protocol's own bit.
+fn offered(session: &Session<'_>) -> u64 {
+    let device = session.device.description().features;
+    device.0 | RING_FEATURES.0 | features::PROTOCOL_FEATURES
+}
+
+fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let wanted: u64 = message.read()?;
+    if wanted & !offered(session) != 0 {
+        let extra = wanted & !offered(session);
+        return Err(refused(
+            message.row.name,
+            format!("bits {extra:#x} were not offered"),
+        ));
+    }
+    if wanted == session.accepted {
+        return Ok(Outcome::Done);
+    }
+    session.with_rings_stopped(|session| {
+        session.accepted = wanted;
+        let driver = session.driver_features();
+        if driver.has(feature::VERSION_1) && !session.device.negotiate(driver) {
+            return Err(refused(
+                "SET_FEATURES",
+                format!("the device does not take {driver:?}"),
+            ));
+        }
+        Ok(Outcome::Done)
+    })
+}
+
+fn set_protocol_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let wanted: u64 = message.read()?;
+    if wanted & !PROTOCOL_FEATURES != 0 {
+        let extra = wanted & !PROTOCOL_FEATURES;
+        return Err(refused(
+            message.row.name,
+            format!("bits {extra:#x} were not offered"),
+        ));
+    }
+    session.protocol_features = wanted;
+    Ok(Outcome::Done)
+}
+
+fn memory_error(request: &'static str) -> impl Fn(RegionRefused) -> SessionError {
+    move |source| SessionError::Memory { request, source }
+}
+
+fn set_mem_table(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    let name = message.row.name;
+    let header: TableHeader = message.read()?;
+    let rest = message
+        .payload
+        .get(size_of::<TableHeader>()..)
+        .unwrap_or_default();
+    let count = header.count as usize;
+    if rest.len() < count.saturating_mul(size_of::<MemoryRegion>()) || count != message.fds.len() {
+        return Err(refused(
+            name,
+            format!("{count} regions, {} descriptors", message.fds.len()),
+        ));
+    }
+    let regions = rest.chunks_exact(size_of::<MemoryRegion>()).take(count);
+    let regions = regions.filter_map(|bytes| MemoryRegion::read_from_bytes(bytes).ok());
+    let table = regions.zip(message.fds.drain(..)).collect();
+    session.with_rings_stopped(|session| {
+        session.memory.replace(table).map_err(memory_error(name))?;
+        Ok(Outcome::Done)
+    })
+}
+
+fn add_mem_reg(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    let name = message.row.name;
+    let SingleRegion { region, .. } = message.read()?;
+    let fd = message.take_fd().ok_or_else(|| refused(name, "no descriptor"))?;
+    session.with_rings_stopped(|session| {
+        session.memory.add(region, fd).map_err(memory_error(name))?;
+        Ok(Outcome::Done)
+    })
+}
+
+fn rem_mem_reg(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let name = message.row.name;
+    let SingleRegion { region, .. } = message.read()?;
+    session.with_rings_stopped(|session| {
+        session.memory.remove(&region).map_err(memory_error(name))?;
+        Ok(Outcome::Done)
+    })
+}
+
+/// The ring that a message names.
+fn vring<'s>(session: &'s mut Session<'_>, request: &'static str, index: u32) -> Result<&'s mut Vring> {
+    let count = session.vrings.len();
+    let found = usize::try_from(index)
+        .ok()
+        .and_then(|index| session.vrings.get_mut(index));
+    found.ok_or_else(|| refused(request, format!("ring {index}; there are {count}")))
+}
+
+fn set_vring_num(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let VringState { index, num } = message.read()?;
+    let limit = session
+        .device
+        .description()
+        .queues
+        .get(index as usize)
+        .map_or(0, |queue| queue.max_size);
+    let vring = vring(session, message.row.name, index)?;
+    if num == 0 || num > u32::from(limit) {
+        return Err(refused(
+            message.row.name,
+            format!("{num} entries; at most {limit}"),
+        ));
+    }
+    if vring.running {
+        return Err(refused(message.row.name, "the ring runs"));
+    }
+    vring.size = num;
+    Ok(Outcome::Done)
+}
+
+fn set_vring_addr(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let addr: VringAddr = message.read()?;
+    vring(session, message.row.name, addr.index)?;
+    if addr.flags & !VRING_LOG != 0 {
+        return Err(refused(message.row.name, format!("flags {:#x}", addr.flags)));
+    }
+    let index = addr.index as usize;
+    session.with_rings_stopped(|session| {
+        vring(session, "SET_VRING_ADDR", addr.index)?.addr = Some(addr);
+        Ok(())
+    })?;
+    session.start_if_ready(index)?;
+    Ok(Outcome::Done)
+}
+
+fn set_vring_base(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let VringState { index, num } = message.read()?;
+    let vring = vring(session, message.row.name, index)?;
+    if vring.running {
+        return Err(refused(message.row.name, "the ring runs"));
+    }
+    vring.base = num;
+    Ok(Outcome::Done)
+}
+
+/// Stops the ring. It starts again with the next kick descriptor.
+fn get_vring_base(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let VringState { index, .. } = message.read()?;
+    vring(session, message.row.name, index)?;
+    session.stop_ring(index as usize);
+    let vring = vring(session, message.row.name, index)?;
+    vring.kick = None;
+    let state = VringState {
+        index,
+        num: vring.base,
+    };
+    Ok(Outcome::Payload(state.as_bytes().to_vec(), Vec::new()))
+}
+
+/// Ring index and descriptor of SET_VRING_KICK, _CALL and _ERR.
+fn vring_fd(message: &mut Message) -> Result<(u32, Option<OwnedFd>)> {
+    let word: u64 = message.read()?;
+    let fd = message.take_fd();
+    if (word & VRING_FD_NONE != 0) == fd.is_some() {
+        return Err(refused(
+            message.row.name,
+            "flag and descriptor contradict each other",
+        ));
+    }
+    Ok(((word & VRING_FD_INDEX) as u32, fd))
+}
+
+fn set_vring_kick(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    let (index, fd) = vring_fd(&mut message)?;
+    let Some(fd) = fd else {
+        return Err(refused(
+            message.row.name,
+            "rings without a kick descriptor are not served",
+        ));
+    };
+    vring(session, message.row.name, index)?;
+    session.with_rings_stopped(|session| {
+        vring(session, "SET_VRING_KICK", index)?.kick = Some(fd);
+        Ok(())
+    })?;
+    session.start_if_ready(index as usize)?;
+    Ok(Outcome::Done)
+}
+
+fn set_vring_call(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    let (index, fd) = vring_fd(&mut message)?;
+    let vring = vring(session, message.row.name, index)?;
+    vring.call.set(fd);
+    if vring.running {
+        // An interrupt may have gone to the descriptor that was replaced.
+        treaty_virtio_device::InterruptSink::signal(&*vring.call);
+    }
+    Ok(Outcome::Done)
+}
+
+fn set_vring_err(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    let (index, fd) = vring_fd(&mut message)?;
+    vring(session, message.row.name, index)?.err = fd;
+    Ok(Outcome::Done)
+}
+
+fn set_vring_enable(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let VringState { index, num } = message.read()?;
+    if !session.enables_rings() {
+        return Err(refused(message.row.name, "protocol features were not negotiated"));
+    }
+    vring(session, message.row.name, index)?.enabled = num == 1;
+    match num {
+        0 => session.stop_ring(index as usize),
+        1 => session.start_if_ready(index as usize)?,
+        _ => return Err(refused(message.row.name, format!("{num} is neither 0 nor 1"))),
+    }
+    Ok(Outcome::Done)
+}
+
+fn set_backend_channel(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    let fd = message
+        .take_fd()
+        .ok_or_else(|| refused(message.row.name, "no descriptor"))?;
+    session.events.set_channel(UnixStream::from(fd));
+    Ok(Outcome::Done)
+}
+
+/// Offset, length and flags of a configuration access, if it lies in the device's configuration.
+fn config_range(session: &Session<'_>, message: &Message) -> Result<Option<Config>> {
+    let header: Config = message.read()?;
+    let data = message.payload.len().saturating_sub(size_of::<Config>());
+    if data < header.size as usize {
+        return Err(message.bad_size().into());
+    }
+    let end = header.offset.checked_add(header.size);
+    let limit = session.device.description().config_len;
+    Ok(end.filter(|&end| end <= limit.max(CONFIG_SPACE)).map(|_| header))
+}
+
+/// Front-ends read this many bytes whatever the device has; what is beyond reads as zero. virtio 1.3 §2.5
+const CONFIG_SPACE: u32 = 256;
+
+fn get_config(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let Some(header) = config_range(session, message)? else {
+        // The document's way to say no: a reply without bytes.
+        return Ok(Outcome::Payload(
+            Config::default().as_bytes().to_vec(),
+            Vec::new(),
+        ));
+    };
+    let mut payload = header.as_bytes().to_vec();
+    payload.resize(size_of::<Config>() + header.size as usize, 0);
+    if let Some(data) = payload.get_mut(size_of::<Config>()..) {
+        session.device.read_config(header.offset, data);
+    }
+    Ok(Outcome::Payload(payload, Vec::new()))
+}
+
+fn set_config(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let Some(header) = config_range(session, message)? else {
+        return Ok(Outcome::Rejected("outside the configuration".into()));
+    };
+    let start = size_of::<Config>();
+    let data = message
+        .payload
+        .get(start..start + header.size as usize)
+        .unwrap_or_default();
+    session.device.write_config(header.offset, data);
+    Ok(Outcome::Done)
+}
+
+fn reset_device(session: &mut Session<'_>) -> Outcome {
+    session.stop_all();
+    for vring in &mut session.vrings {
+        vring.enabled = false;
+        vring.base = 0;
+    }
+    session.device.reset();
+    session.status = 0;
+    Outcome::Done
+}
+
+fn set_status(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
+    let wanted: u64 = message.read()?;
+    let wanted = u8::try_from(wanted).map_err(|_| refused(message.row.name, "more than eight bits"))?;
+    if wanted == 0 && session.status != 0 {
+        session.stop_all();
+        session.device.reset();
+    }
+    session.status = wanted;
+    for index in 0..session.vrings.len() {
+        session.start_if_ready(index)?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn status(session: &Session<'_>) -> u8 {
+    let broken = session.events.broken().is_some();
+    session.status
+        | if broken {
+            treaty_virtio_spec::status::DEVICE_NEEDS_RESET
+        } else {
+            0
+        }
+}

@@ -1,0 +1,58 @@
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use treaty_listen::Listener;
+use treaty_virtio_device::{DeviceEvents, EventSink, VirtioDevice};
+
+use crate::notify::Events;
+use crate::session::{Session, Stop, wait};
+
+/// Where front-ends come from.
+pub enum Endpoint {
+    /// Listens; serves one front-end after the other.
+    Listen(Listener),
+    /// Connects to a front-end that listens, again and again.
+    Connect(PathBuf),
+    /// One connection that somebody else made.
+    Connected(UnixStream),
+}
+
+/// Time between two tries to reach a front-end that listens.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Serves `device` until `stop` is stopped (every ring drained), or a [`Connected`](Endpoint::Connected) peer has gone.
+///
+/// A connection that ends in an error is logged and the next one is served: a front-end cannot take the device down.
+pub fn serve(endpoint: Endpoint, device: &mut dyn VirtioDevice, stop: &Stop) -> io::Result<()> {
+    let events = Arc::new(Events::default());
+    device.attach(DeviceEvents::new(events.clone() as Arc<dyn EventSink>));
+    let mut one = |stream: UnixStream| {
+        tracing::info!("front-end connected");
+        match Session::new(stream, device, events.clone()).serve(stop) {
+            Ok(()) => tracing::info!("front-end gone"),
+            Err(error) => tracing::error!(%error, "connection closed"),
+        }
+    };
+    match endpoint {
+        Endpoint::Connected(stream) => one(stream),
+        Endpoint::Listen(listener) => {
+            while wait(listener.socket().as_raw_fd(), stop.fd(), None)? {
+                one(listener.socket().accept()?.0);
+            }
+        }
+        Endpoint::Connect(path) => {
+            while !stop.is_stopped() {
+                match UnixStream::connect(&path) {
+                    Ok(stream) => one(stream),
+                    // Stopped meanwhile: the loop's condition sees it.
+                    Err(_) => drop(stop.sleep(RETRY)),
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,339 @@
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use treaty_vhost_protocol::table::{Reply as Answer, frontend};
+use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
+use treaty_virtio_device::{
+    DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, Layout, QueueParts, Reply,
+    RingConfig, StartError, VirtioDevice, ring_features, ring_layout,
+};
+
+use crate::handlers::{Outcome, handle};
+use crate::memory::{MemoryTable, RegionRefused};
+use crate::notify::Events;
+use crate::vring::{Vring, base_from_state, state_from_base};
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// On the wire.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// Memory that cannot be used.
+    #[error("{request}: {source}")]
+    Memory {
+        /// Request name.
+        request: &'static str,
+        /// Why.
+        source: RegionRefused,
+    },
+    /// A request that makes no sense here.
+    #[error("{request}: {reason}")]
+    Refused {
+        /// Request name.
+        request: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The host refused something of ours.
+    #[error("{action}: {source}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// Ends a session from another thread (SIGTERM): its descriptor becomes readable for good.
+#[derive(Clone)]
+pub struct Stop(Doorbell);
+
+impl Stop {
+    /// Not stopped yet.
+    pub fn new() -> io::Result<Self> {
+        Doorbell::new().map(Self)
+    }
+
+    /// Stops every session that was given this.
+    pub fn stop(&self) {
+        self.0.ring();
+    }
+
+    /// Readable once stopped.
+    pub fn fd(&self) -> RawFd {
+        self.0.fd()
+    }
+
+    /// True once stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.sleep(Duration::ZERO).is_err()
+    }
+
+    /// Waits for the time to pass; an error as soon as it is stopped.
+    pub(crate) fn sleep(&self, time: Duration) -> io::Result<()> {
+        match wait(-1, self.fd(), Some(time)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(io::ErrorKind::Interrupted.into()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// One connection to a front-end.
+pub struct Session<'d> {
+    pub(crate) channel: Channel,
+    pub(crate) device: &'d mut dyn VirtioDevice,
+    pub(crate) events: Arc<Events>,
+    pub(crate) protocol_features: u64,
+    pub(crate) accepted: u64,
+    pub(crate) memory: MemoryTable,
+    pub(crate) vrings: Vec<Vring>,
+    pub(crate) status: u8,
+}
+
+impl<'d> Session<'d> {
+    /// Serves `device` to the peer of `stream`. `events` is what the device was attached with.
+    pub fn new(stream: UnixStream, device: &'d mut dyn VirtioDevice, events: Arc<Events>) -> Self {
+        let vrings = device
+            .description()
+            .queues
+            .iter()
+            .map(|_| Vring::default())
+            .collect();
+        Self {
+            channel: Channel::new(stream, frontend::ROWS),
+            device,
+            events,
+            protocol_features: 0,
+            accepted: 0,
+            memory: MemoryTable::default(),
+            vrings,
+            status: 0,
+        }
+    }
+
+    /// Answers messages until the peer has gone or `stop` is stopped; then every ring is drained and the device reset.
+    pub fn serve(mut self, stop: &Stop) -> Result<(), SessionError> {
+        let result = self.answer_all(stop);
+        self.stop_all();
+        self.device.reset();
+        self.events.clear();
+        match result {
+            Err(SessionError::Protocol(ProtocolError::Closed)) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn answer_all(&mut self, stop: &Stop) -> Result<(), SessionError> {
+        while wait(self.channel.fd(), stop.fd(), None).map_err(waiting)? {
+            while let Some(message) = self.channel.try_receive()? {
+                self.answer(message)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, message: Message) -> Result<(), SessionError> {
+        let (row, need_reply) = (message.row, message.need_reply);
+        tracing::debug!(request = row.name, "message");
+        if self.protocol_features & row.needs != row.needs {
+            return Err(refused(row.name, "its protocol feature was not negotiated"));
+        }
+        let outcome = handle(self, message)?;
+        let always = match row.reply {
+            Answer::Payload => true,
+            Answer::PayloadWithLogShm => self.protocol_features & features::LOG_SHMFD != 0,
+            Answer::Ack => false,
+        };
+        let acks = need_reply && self.protocol_features & features::REPLY_ACK != 0;
+        match outcome {
+            Outcome::Payload(payload, fds) if always => {
+                let fds: Vec<_> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
+                self.channel.reply(row, &payload, &fds)?;
+            }
+            Outcome::Done if acks => self.channel.reply_value(row, &0u64)?,
+            Outcome::Rejected(reason) => {
+                tracing::warn!(request = row.name, %reason, "refused");
+                if !acks {
+                    return Err(refused(row.name, reason));
+                }
+                self.channel.reply_value(row, &1u64)?;
+            }
+            Outcome::Done | Outcome::Payload(..) => {}
+        }
+        Ok(())
+    }
+
+    /// True once SET_FEATURES has taken the protocol-features bit: rings then wait for SET_VRING_ENABLE.
+    pub(crate) fn enables_rings(&self) -> bool {
+        self.accepted & features::PROTOCOL_FEATURES != 0
+    }
+
+    /// The virtio features that the driver has, without the protocol's own bits.
+    pub(crate) fn driver_features(&self) -> Features {
+        Features(self.accepted & !(features::PROTOCOL_FEATURES | features::LOG_ALL))
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        ring_layout(self.driver_features())
+    }
+
+    /// Starts ring `index` if all that it needs has arrived. Not being ready is no error.
+    pub(crate) fn start_if_ready(&mut self, index: usize) -> Result<(), SessionError> {
+        let ready = self.vrings.get(index).is_some_and(|vring| {
+            let enabled = vring.enabled || !self.enables_rings();
+            enabled && !vring.running && vring.kick.is_some() && vring.addr.is_some() && vring.size > 0
+        });
+        if !ready || self.memory.guest().is_none() || self.status_forbids() {
+            return Ok(());
+        }
+        let queue = self.build_queue(index)?;
+        let accepted = self.driver_features();
+        let number = queue.index();
+        // Work may have been offered while nobody listened. virtio 1.3 §2.9
+        let doorbell = queue.doorbell().clone();
+        self.device
+            .start_queue(number, queue, accepted)
+            .map_err(|error| start_failed(&error))?;
+        doorbell.ring();
+        if let Some(vring) = self.vrings.get_mut(index) {
+            vring.running = true;
+        }
+        tracing::info!(queue = number, "ring started");
+        Ok(())
+    }
+
+    /// With STATUS negotiated, the device does not run before DRIVER_OK.
+    fn status_forbids(&self) -> bool {
+        self.protocol_features & features::STATUS != 0
+            && self.status & treaty_virtio_spec::status::DRIVER_OK == 0
+    }
+
+    fn build_queue(&self, index: usize) -> Result<DeviceQueue, SessionError> {
+        let what = "starting a ring";
+        let missing = || refused(what, "it is not set up");
+        let vring = self.vrings.get(index).ok_or_else(missing)?;
+        let limits = self.device.description().queues.get(index).ok_or_else(missing)?;
+        let (addr, memory) = (
+            vring.addr.ok_or_else(missing)?,
+            self.memory.guest().ok_or_else(missing)?,
+        );
+        let translate = |address: u64| {
+            let text = || refused(what, format!("ring address {address:#x} is in no memory region"));
+            self.memory.guest_address(address).ok_or_else(text)
+        };
+        let config = RingConfig {
+            layout: self.layout(),
+            size: u16::try_from(vring.size).map_err(|_| refused(what, "its size is out of range"))?,
+            descriptor_area: translate(addr.descriptor)?,
+            driver_area: translate(addr.available)?,
+            device_area: translate(addr.used)?,
+            features: ring_features(self.driver_features()),
+            max_chain: limits.max_chain,
+        };
+        let kick = vring.kick.as_ref().ok_or_else(missing)?.try_clone();
+        let kick = kick.map_err(|source| SessionError::Host {
+            action: "duplicate a kick descriptor",
+            source,
+        })?;
+        let parts = QueueParts {
+            index: index as u16,
+            memory: memory.clone(),
+            doorbell: Doorbell::from_fd(kick),
+            interrupt: Interrupt::new(vring.call.clone()),
+            events: DeviceEvents::new(self.events.clone() as Arc<dyn EventSink>),
+        };
+        DeviceQueue::start(parts, &config, state_from_base(config.layout, vring.base))
+            .map_err(|error| start_failed(&error))
+    }
+
+    /// Drains ring `index` and remembers where it stood.
+    pub(crate) fn stop_ring(&mut self, index: usize) {
+        let layout = self.layout();
+        let Some(vring) = self.vrings.get_mut(index).filter(|vring| vring.running) else {
+            return;
+        };
+        let (answer, state) = mpsc::channel();
+        let reply = Reply::new(move |state| {
+            // The session waits below for as long as this sender lives.
+            let _ = answer.send(state);
+        });
+        self.device.stop_queue(index as u16, reply);
+        vring.running = false;
+        match state.recv() {
+            Ok(Some(state)) => vring.base = base_from_state(layout, state),
+            Ok(None) | Err(mpsc::RecvError) => tracing::warn!(queue = index, "ring ended without a state"),
+        }
+        tracing::info!(queue = index, base = vring.base, "ring stopped");
+    }
+
+    /// Drains every ring.
+    pub(crate) fn stop_all(&mut self) {
+        (0..self.vrings.len()).for_each(|index| self.stop_ring(index));
+    }
+
+    /// Stops the rings that run, makes `change`, and starts them again.
+    pub(crate) fn with_rings_stopped<T>(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let running: Vec<usize> = self
+            .vrings
+            .iter()
+            .enumerate()
+            .filter(|(_, vring)| vring.running)
+            .map(|(index, _)| index)
+            .collect();
+        running.iter().for_each(|&index| self.stop_ring(index));
+        let result = change(self)?;
+        for index in running {
+            self.start_if_ready(index)?;
+        }
+        Ok(result)
+    }
+}
+
+fn waiting(source: io::Error) -> SessionError {
+    SessionError::Host {
+        action: "wait for messages",
+        source,
+    }
+}
+
+pub(crate) fn refused(request: &'static str, reason: impl Into<String>) -> SessionError {
+    SessionError::Refused {
+        request,
+        reason: reason.into(),
+    }
+}
+
+fn start_failed(error: &StartError) -> SessionError {
+    refused("starting a ring", error.to_string())
+}
+
+/// Waits until `fd` is readable or the time is up; false once `stop` is readable.
+pub(crate) fn wait(fd: RawFd, stop: RawFd, limit: Option<Duration>) -> io::Result<bool> {
+    let poll = |fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut fds = [poll(stop), poll(fd)];
+    let limit_ms = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
+    loop {
+        #[allow(unsafe_code)]
+        // SAFETY: two pollfds on the stack, alive during the call. A negative descriptor is skipped.
+        let count = unsafe { libc::poll(fds.as_mut_ptr(), 2, limit_ms) };
+        let error = io::Error::last_os_error();
+        match count {
+            -1 if error.kind() == io::ErrorKind::Interrupted => {}
+            -1 => return Err(error),
+            _ => return Ok(fds.first().is_none_or(|stop| stop.revents == 0)),
+        }
+    }
+}
