@@ -1,1 +1,35 @@
-//! (not written yet)
+//! The lab: a machine with real KVM and stock Debian guests on a host that may have neither.
+//!
+//! Three machines, one inside the other:
+//!
+//! - the host: where this code runs. Nothing is installed on it but a few small tools, and those only by root;
+//! - L1: a QEMU machine emulated with SVM, so Debian's `kvm-amd` works in it. Its root is the host's, read-only
+//!   under a memory overlay, so that a program built on the host runs in L1 by the same path;
+//! - L2: a guest of `treaty run` in L1, with a stock Debian kernel and a small initramfs.
+//!
+//! Owns: fetching and unpacking the packages ([`Cache`]), the two initramfs images, booting L1 ([`Lab`]), running
+//! guests in it and judging them ([`GuestTest`]), and the suite of tests that need a real Linux guest ([`suite`]).
+//!
+//! Must not know: how the monitor works. It uses the `treaty` program as an operator would.
+
+mod apt;
+mod batch;
+mod cache;
+mod cpio;
+mod exec;
+mod guest;
+mod initramfs;
+mod kernel;
+mod l1;
+mod modules;
+mod qemu;
+pub mod suite;
+mod tools;
+mod tsc;
+
+pub use batch::{Batch, Verdict};
+pub use cache::{Cache, KernelFiles};
+pub use cache::{target_dir, workspace_root};
+pub use guest::{Expect, Guest, GuestTest, Image, Kernel};
+pub use l1::{L1Script, Lab, Outcome};
+pub use tools::ensure_host_tools;

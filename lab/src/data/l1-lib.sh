@@ -1,0 +1,97 @@
+# Functions for the tests, run by /bin/sh in L1. LAB_TESTS, LAB_TREATY, LAB_BUSYBOX are set before.
+#
+# For a test's scripts: $T is its directory of results, $W its scratch directory (in memory, and the current one),
+# $API the machine's socket, $CONSOLE the guest's console so far, $ERRORS what treaty wrote to standard error.
+
+# bb APPLET ARGUMENTS...: what L1 uses of programs that the host may not have.
+bb() { "$LAB_BUSYBOX" "$@"; }
+
+# ctl COMMAND...: talks to the machine.
+ctl() { "$LAB_TREATY" ctl --socket "$API" "$@"; }
+
+# fail TEXT...: ends the test's script as failed.
+fail() {
+    echo "$*" >>"$T/failed"
+    exit 1
+}
+
+# want WHAT GOT WANTED: fails unless the two are equal.
+want() { [ "$2" = "$3" ] || fail "$1 is '$2', not '$3'"; }
+
+# on_console TEXT [SECONDS]: waits until the guest has printed it.
+on_console() {
+    left=$((${2:-60} * 5))
+    until grep -q -- "$1" "$CONSOLE" 2>/dev/null; do
+        left=$((left - 1))
+        [ $left -gt 0 ] || fail "the guest did not print '$1' in ${2:-60} s"
+        kill -0 "$LAB_PID" 2>/dev/null || grep -q -- "$1" "$CONSOLE" || fail "the machine ended before '$1'"
+        sleep 0.2
+    done
+}
+
+# host_tap NAME ADDRESS: waits for the tap that treaty makes and gives the host's side an address.
+host_tap() {
+    left=100
+    until [ -e "/sys/class/net/$1" ]; do
+        left=$((left - 1))
+        [ $left -gt 0 ] || fail "treaty did not make the tap $1"
+        sleep 0.2
+    done
+    bb ip addr add "$2" dev "$1" || fail "cannot give $1 an address"
+    bb ip link set "$1" up
+}
+
+# sum FILE: the checksum of a file's content.
+sum() { md5sum <"$1" | cut -d' ' -f1; }
+
+# refused WORDS FLAGS...: `treaty run FLAGS` must end with code 1 and one line that has the words.
+refused() {
+    words=$1
+    shift
+    timeout -s KILL 20 "$LAB_TREATY" run "$@" >"$W/out" 2>"$W/err" </dev/null
+    code=$?
+    cat "$W/err"
+    want "exit code of treaty run $*" $code 1
+    [ ! -s "$W/out" ] || fail "treaty run $*: wrote to standard output: $(cat "$W/out")"
+    want "number of lines about $*" "$(wc -l <"$W/err")" 1
+    grep -qi -- "$words" "$W/err" || fail "treaty run $*: '$(cat "$W/err")' does not say '$words'"
+}
+
+# lab_guest SECONDS: runs the guest with beside.sh next to it.
+lab_guest() {
+    . "$T/guest.sh"
+    cat "$BASE" "$T/script.cpio" >"$W/initrd"
+    mkfifo "$W/serial"
+    cat "$W/serial" >"$CONSOLE" &
+    drain=$!
+    timeout -s KILL "$LAB_SECONDS" "$LAB_TREATY" "$@" </dev/null >"$W/serial" 2>"$ERRORS" &
+    LAB_PID=$!
+    (. "$T/beside.sh") >>"$T/l1.log" 2>&1 || {
+        [ -e "$T/failed" ] || echo "beside.sh ended with an error" >"$T/failed"
+        kill -KILL $LAB_PID
+    }
+    wait $LAB_PID
+    echo $? >"$T/code"
+    wait $drain
+}
+
+# lab_test NAME SECONDS: runs one test and leaves its results in its directory.
+lab_test() {
+    T=$LAB_TESTS/$1 W=/tmp/lab/$1 LAB_SECONDS=$2
+    API=$W/api CONSOLE=$T/console.log ERRORS=$T/treaty.log
+    echo "LAB: start $1"
+    mkdir -p "$W"
+    cd "$W" || return
+    if (. "$T/before.sh") >"$T/l1.log" 2>&1; then
+        [ ! -e "$T/guest.sh" ] || lab_guest
+        [ -e "$T/failed" ] || (. "$T/after.sh") >>"$T/l1.log" 2>&1 || fail_note after.sh
+    else
+        fail_note before.sh
+    fi
+    echo 1 >"$T/ended"
+    cd /
+    rm -rf "$W"
+    echo "LAB: end $1"
+}
+
+fail_note() { [ -e "$T/failed" ] || echo "$1 ended with an error" >"$T/failed"; }

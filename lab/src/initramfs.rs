@@ -1,0 +1,139 @@
+//! The two initramfs images.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::cache::Cache;
+use crate::cpio::Archive;
+use crate::exec;
+use crate::modules::Modules;
+
+const L1_INIT: &[u8] = include_bytes!("data/l1-init.sh");
+const GUEST_INIT: &[u8] = include_bytes!("data/guest-init.sh");
+
+/// What L1 needs to find its root and be a KVM host with a network.
+const L1_MODULES: [&str; 9] = [
+    "virtio_pci",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "kvm_amd",
+    "tun",
+    "tap",
+    "vhost_net",
+    "bridge",
+];
+
+/// What a guest needs for each device that Treaty has.
+const GUEST_MODULES: [&str; 9] = [
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio_rng",
+    "crc32c_generic",
+    "ext4",
+    "evdev",
+];
+
+/// Changes when anything that this module puts into an image changes.
+pub fn fingerprint() -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (L1_INIT, GUEST_INIT, L1_MODULES, GUEST_MODULES).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// Makes the initramfs of L1.
+pub fn l1(cache: &Cache, modules: &Modules) -> Result<Vec<u8>> {
+    let mut archive = base(cache, L1_INIT)?;
+    add_modules(&mut archive, modules, &L1_MODULES)?;
+    Ok(archive.finish())
+}
+
+/// Makes the initramfs of a guest. The script comes in a second archive: see [`guest_script`].
+pub fn guest(cache: &Cache, modules: &Modules) -> Result<Vec<u8>> {
+    let mut archive = base(cache, GUEST_INIT)?;
+    add_modules(&mut archive, modules, &GUEST_MODULES)?;
+    add_ext4_tools(&mut archive, cache)?;
+    Ok(archive.finish())
+}
+
+/// The archive that holds one guest's script.
+pub fn guest_script(script: &str) -> Vec<u8> {
+    let mut archive = Archive::new();
+    archive.file("script", 0o755, script.as_bytes());
+    archive.finish()
+}
+
+fn base(cache: &Cache, init: &[u8]) -> Result<Archive> {
+    let busybox = cache.busybox()?;
+    let mut archive = Archive::new();
+    for dir in ["bin", "dev", "proc", "sys", "mnt", "tmp", "modules"] {
+        archive.directory(dir);
+    }
+    archive.character_device("dev/console", 5, 1);
+    archive.file("bin/busybox", 0o755, &fs::read(&busybox)?);
+    for applet in exec::run(Command::new(&busybox).arg("--list"))?
+        .lines()
+        .filter(|a| *a != "busybox")
+    {
+        archive.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    archive.file("init", 0o755, init);
+    Ok(archive)
+}
+
+fn add_modules(archive: &mut Archive, modules: &Modules, names: &[&str]) -> Result<()> {
+    let mut order = String::new();
+    for module in modules.load_order(names)? {
+        let file = format!("{}.ko", module.name);
+        archive.file(&format!("modules/{file}"), 0o644, &module.data);
+        order += &file;
+        order.push('\n');
+    }
+    archive.file("modules/order", 0o644, order.as_bytes());
+    Ok(())
+}
+
+/// Adds `mkfs.ext4` and `e2fsck` with the libraries and the loader that they name.
+fn add_ext4_tools(archive: &mut Archive, cache: &Cache) -> Result<()> {
+    for dir in ["lib64", "lib", "lib/x86_64-linux-gnu", "etc"] {
+        archive.directory(dir);
+    }
+    let mut libraries = std::collections::BTreeSet::new();
+    for (tool, name) in [("mke2fs", "mkfs.ext4"), ("e2fsck", "e2fsck")] {
+        let path = cache.tree().join("usr/sbin").join(tool);
+        archive.file(&format!("bin/{name}"), 0o755, &fs::read(&path)?);
+        let mut list = Command::new(cache.tree_loader());
+        list.arg("--library-path")
+            .arg(cache.tree_libraries())
+            .arg("--list")
+            .arg(&path);
+        let text = exec::run(&mut list).context("cannot list the libraries of mke2fs")?;
+        let found = text
+            .lines()
+            .filter_map(|line| line.split_once("=> ")?.1.split_whitespace().next());
+        libraries.extend(found.map(str::to_owned));
+    }
+    let loader = cache.tree_loader();
+    archive.file("lib64/ld-linux-x86-64.so.2", 0o755, &fs::read(&loader)?);
+    for library in libraries {
+        let path = Path::new(&library);
+        if path.file_name() == loader.file_name() {
+            continue;
+        }
+        let name = path
+            .file_name()
+            .context("a library without a name")?
+            .to_string_lossy();
+        archive.file(&format!("lib/x86_64-linux-gnu/{name}"), 0o644, &fs::read(path)?);
+    }
+    let config = cache.tree().join("etc/mke2fs.conf");
+    archive.file("etc/mke2fs.conf", 0o644, &fs::read(&config)?);
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Disks: a file system that survives a reboot, over each transport and ring layout; attributes; discard; 4 KiB blocks.
+
+use super::{CORNERS, long};
+use crate::batch::Batch;
+use crate::guest::{Expect, Guest, GuestTest, Kernel};
+
+pub fn batch() -> Batch {
+    let mut tests = Vec::new();
+    for kernel in Kernel::ALL {
+        for (transport, ring) in CORNERS {
+            tests.push(file_system(kernel, transport, ring));
+        }
+    }
+    tests.push(attributes());
+    tests.push(discard());
+    tests.push(large_blocks());
+    Batch {
+        name: "disk".into(),
+        tests,
+    }
+}
+
+fn file_system(kernel: Kernel, transport: &str, ring: &str) -> GuestTest {
+    let guest = Guest {
+        cpus: 2,
+        devices: vec![format!(
+            "--disk path=$W/disk,format=raw,queues=2,transport={transport},ring={ring}"
+        )],
+        script: include_str!("scripts/disk-file-system.sh").into(),
+        ..Guest::new(kernel)
+    };
+    GuestTest {
+        before: "truncate -s 64M disk".into(),
+        expect: vec![Expect::Console("checked".into())],
+        ..long(GuestTest::new(
+            format!("disk-{transport}-{ring}-{}", kernel.series()),
+            guest,
+        ))
+    }
+}
+
+/// What the guest reads about its disk is what was asked for, and a read-only disk cannot be written.
+fn attributes() -> GuestTest {
+    let guest = Guest {
+        devices: vec![
+            "--disk path=$W/a,format=raw,serial=treaty-1".into(),
+            "--disk path=$W/b,format=raw,readonly".into(),
+        ],
+        script: include_str!("scripts/disk-attributes.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        before: "truncate -s 8M a\nprintf hello >b\ntruncate -s 1M b\nsum b >b.sum\n".into(),
+        after: "want 'sum of the read-only disk' \"$(sum b)\" \"$(cat b.sum)\"".into(),
+        ..GuestTest::new("disk-attributes", guest)
+    }
+}
+
+/// Discard gives space back to the host.
+fn discard() -> GuestTest {
+    let guest = Guest {
+        devices: vec!["--disk path=$W/disk,format=raw".into()],
+        script: include_str!("scripts/disk-discard.sh").into(),
+        ..Guest::new(Kernel::K6_1)
+    };
+    GuestTest {
+        before: "truncate -s 16M disk".into(),
+        after: "used=$(du -k disk | cut -f1)\n[ $used -lt 1024 ] || fail \"the image still takes $used KiB\""
+            .into(),
+        ..GuestTest::new("disk-discard", guest)
+    }
+}
+
+fn large_blocks() -> GuestTest {
+    let guest = Guest {
+        devices: vec!["--disk path=$W/disk,format=raw,block-size=4096".into()],
+        script: include_str!("scripts/disk-4096.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        before: "truncate -s 32M disk".into(),
+        ..GuestTest::new("disk-4096", guest)
+    }
+}

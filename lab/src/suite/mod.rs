@@ -1,0 +1,107 @@
+//! The tests that need real KVM and a real Linux guest.
+
+mod boot;
+mod console;
+mod disk;
+mod lifecycle;
+mod net;
+mod refuse;
+mod rng;
+
+use std::time::Duration;
+
+use crate::batch::Batch;
+use crate::guest::{GuestTest, Kernel};
+
+/// All tests, in batches that share a boot of L1.
+pub fn all() -> Vec<Batch> {
+    vec![
+        boot::batch(),
+        disk::batch(),
+        net::batch(),
+        rng::batch(),
+        console::batch(),
+        lifecycle::batch(),
+        refuse::batch(),
+    ]
+}
+
+/// The batches with only those tests that one of `words` picks: by its whole name, or a part of it if no test has
+/// that name. No words pick all.
+pub fn matching(words: &[String]) -> Vec<Batch> {
+    let mut batches = all();
+    let whole = |word: &String| all().iter().flat_map(|b| &b.tests).any(|test| test.name == *word);
+    let (names, parts): (Vec<_>, Vec<_>) = words.iter().partition(|word| whole(word));
+    let picked = |name: &str| {
+        words.is_empty()
+            || names.iter().any(|word| *word == name)
+            || parts.iter().any(|word| name.contains(word.as_str()))
+    };
+    for batch in &mut batches {
+        batch.tests.retain(|test| picked(&test.name));
+    }
+    batches.retain(|batch| !batch.tests.is_empty());
+    batches
+}
+
+/// The four ways in which a device can be attached: register transport and ring layout.
+const CORNERS: [(&str, &str); 4] = [
+    ("pci", "split"),
+    ("pci", "packed"),
+    ("mmio", "split"),
+    ("mmio", "packed"),
+];
+
+/// The kernel for a corner when each corner is tested once: both kernels see both transports and both layouts.
+fn kernel_for(corner: usize) -> Kernel {
+    Kernel::ALL[(corner + corner / 2) % 2]
+}
+
+/// Gives a test the time for two boots or a large amount of work.
+fn long(test: GuestTest) -> GuestTest {
+    GuestTest {
+        timeout: Duration::from_secs(240),
+        ..test
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_test_has_a_name_of_its_own() {
+        let mut seen = HashSet::new();
+        for batch in all() {
+            assert!(!batch.tests.is_empty(), "batch {} is empty", batch.name);
+            for test in batch.tests {
+                assert!(
+                    seen.insert(test.name.clone()),
+                    "two tests are called {}",
+                    test.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn tests_are_picked_by_a_part_of_their_name() {
+        let names = |word: &str| {
+            let batches = matching(&[word.to_owned()]);
+            batches
+                .into_iter()
+                .flat_map(|b| b.tests)
+                .map(|t| t.name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names("disk-pci-split-6.1"),
+            ["disk-pci-split-6.1"],
+            "and not rebind-disk-pci-split-6.1"
+        );
+        assert!(names("disk-pci-split").contains(&"disk-pci-split-6.12".to_owned()));
+        assert!(names("no such test").is_empty());
+    }
+}

@@ -1,0 +1,54 @@
+//! Network cards: ping and 100 MB each way over a tap; two queue pairs.
+
+use super::{CORNERS, kernel_for, long};
+use crate::batch::Batch;
+use crate::guest::{Expect, Guest, GuestTest, Kernel};
+
+/// Bytes of the large transfer.
+const LARGE: u64 = 100_000_000;
+
+pub fn batch() -> Batch {
+    let mut tests: Vec<_> = (0..CORNERS.len()).map(tap).collect();
+    tests.push(queues());
+    Batch {
+        name: "net".into(),
+        tests,
+    }
+}
+
+fn tap(corner: usize) -> GuestTest {
+    let (kernel, (transport, ring)) = (kernel_for(corner), CORNERS[corner]);
+    let guest = Guest {
+        memory_mib: 512,
+        cpus: 2,
+        devices: vec![format!(
+            "--net tap=tt0,mac=52:54:00:07:00:02,transport={transport},ring={ring}"
+        )],
+        script: format!("LARGE={LARGE}\n{}", include_str!("scripts/net-tap.sh")),
+        ..Guest::new(kernel)
+    };
+    GuestTest {
+        before: format!("mkdir www\nhead -c {LARGE} /dev/urandom >www/large\nsum www/large >www/sum\n"),
+        beside: include_str!("scripts/net-tap-host.sh").into(),
+        after: "want 'sum of what the guest sent' \"$(sum received)\" \"$(cat www/sum)\"".into(),
+        expect: vec![Expect::Console("network done".into())],
+        ..long(GuestTest::new(
+            format!("net-{transport}-{ring}-{}", kernel.series()),
+            guest,
+        ))
+    }
+}
+
+/// The driver uses both queue pairs, and traffic from either processor arrives.
+fn queues() -> GuestTest {
+    let guest = Guest {
+        cpus: 2,
+        devices: vec!["--net tap=tt0,queues=2".into()],
+        script: include_str!("scripts/net-queues.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        beside: "host_tap tt0 10.7.0.1/24".into(),
+        ..GuestTest::new("net-queues", guest)
+    }
+}

@@ -1,0 +1,33 @@
+//! Running cargo on this workspace.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// `cargo` in the root of the workspace.
+pub fn command() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(treaty_lab::workspace_root());
+    command
+}
+
+/// Builds the programs that the lab and the demo run; returns the path of `treaty`.
+pub fn build_treaty() -> Result<PathBuf> {
+    let mut build = command();
+    build.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "treaty",
+        "--package",
+        "treaty-lab",
+        "--bins",
+    ]);
+    ensure!(
+        build.status().context("cannot start cargo")?.success(),
+        "treaty does not build"
+    );
+    Ok(treaty_lab::target_dir().join("release/treaty"))
+}
