@@ -69,6 +69,18 @@ impl PciRoot {
         }
     }
 
+    /// Looks again where every function decodes its BARs: call it after a reset or restore that went past the bus.
+    pub fn refresh(&self) {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for (slot, function) in slots.iter().enumerate() {
+            if let Some(function) = function {
+                let device = lock(function);
+                let bars = device.bars();
+                self.redecode(slot, function, &bars);
+            }
+        }
+    }
+
     /// The memory-mapped configuration space: [`ECAM_LEN`] bytes.
     pub fn ecam(self: &Arc<Self>) -> Arc<dyn BusTarget> {
         Arc::new(Ecam(self.clone()))
