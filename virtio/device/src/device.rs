@@ -82,13 +82,6 @@ pub trait VirtioDevice: Send {
     /// Identity, features, queues.
     fn description(&self) -> &Description;
 
-    /// True if the device can work with this subset of what it offers: what one feature needs of others is there.
-    /// Asked when the driver sets FEATURES_OK. virtio 1.3 §2.2.2
-    fn accepts_features(&self, accepted: Features) -> bool {
-        let _ = accepted;
-        true
-    }
-
     /// Called once, before anything else: how to tell the driver of configuration changes and failures.
     fn attach(&mut self, events: DeviceEvents);
 

@@ -151,11 +151,9 @@ impl Core {
         self.driver_features = Features(others | u64::from(value) << shift);
     }
 
-    /// virtio 1.3 §2.2.2
-    fn features_do(&self, accepted: Features) -> bool {
-        self.offered.has(accepted)
-            && accepted.has(feature::VERSION_1)
-            && self.device.accepts_features(accepted)
+    /// Asks the device only for a subset of what is on offer. virtio 1.3 §2.2.2, §6.1
+    fn negotiate(&mut self, accepted: Features) -> bool {
+        self.offered.has(accepted) && accepted.has(feature::VERSION_1) && self.device.negotiate(accepted)
     }
 
     // Status. virtio 1.3 §2.1
@@ -172,7 +170,8 @@ impl Core {
         if self.resetting {
             return self.fault("status written before the reset was over");
         }
-        let step = status::step(self.status(), value, self.features_do(self.driver_features));
+        let accepted = self.driver_features;
+        let step = status::step(self.status(), value, || self.negotiate(accepted));
         self.shared.set_status_bits(step.set);
         if step.refused {
             self.fault("illegal step of the device status");

@@ -1,9 +1,8 @@
 use std::sync::Arc;
 
 use treaty_virtio_device::{
-    Doorbell, Features, Interrupt, Layout, QueueDescription, QueueState, RingConfig, RingFeatures,
+    Doorbell, Features, Interrupt, QueueDescription, QueueState, RingConfig, ring_features, ring_layout,
 };
-use treaty_virtio_spec::feature;
 
 use super::drain::Drain;
 
@@ -36,18 +35,13 @@ impl QueueConfig {
     }
 
     pub(super) fn ring(&self, limits: QueueDescription, accepted: Features) -> RingConfig {
-        let packed = accepted.has(feature::RING_PACKED);
         RingConfig {
-            layout: if packed { Layout::Packed } else { Layout::Split },
+            layout: ring_layout(accepted),
             size: self.size,
             descriptor_area: self.descriptor_area,
             driver_area: self.driver_area,
             device_area: self.device_area,
-            features: RingFeatures {
-                indirect: accepted.has(feature::INDIRECT_DESC),
-                event_idx: accepted.has(feature::EVENT_IDX),
-                in_order: accepted.has(feature::IN_ORDER),
-            },
+            features: ring_features(accepted),
             max_chain: limits.max_chain,
         }
     }

@@ -68,7 +68,10 @@ impl Core {
             return Err(TransportRestoreError::InUse);
         }
         self.check(state)?;
-        self.device.restore(state.device.clone())?;
+        if let Err(error) = self.restore_device(state) {
+            self.device.reset();
+            return Err(error);
+        }
         for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
             queue.config = saved.config;
             queue.run = match saved.ring {
@@ -93,13 +96,17 @@ impl Core {
         Ok(())
     }
 
+    fn restore_device(&mut self, state: &CoreState) -> Result<(), TransportRestoreError> {
+        let features = Features(state.driver_features);
+        if state.status & FEATURES_OK != 0 && !self.negotiate(features) {
+            return Err(TransportRestoreError::Features(features.0));
+        }
+        Ok(self.device.restore(state.device.clone())?)
+    }
+
     fn check(&self, state: &CoreState) -> Result<(), TransportRestoreError> {
         if !status::is_reachable(state.status) {
             return Err(TransportRestoreError::Status(state.status));
-        }
-        let features = Features(state.driver_features);
-        if state.status & FEATURES_OK != 0 && !self.features_do(features) {
-            return Err(TransportRestoreError::Features(features.0));
         }
         let (found, expected) = (state.queues.len(), self.queues.len());
         if found != expected {

@@ -21,9 +21,9 @@ pub(super) struct Step {
 }
 
 /// Judges a write of `value` (not 0: that is a reset) to the status register. Bits are set in order, and are cleared only by
-/// a reset; FEATURES_OK only if the accepted features will do, and DRIVER_OK only after FEATURES_OK was set by an
+/// a reset; FEATURES_OK only if `negotiate`, asked at most once, agrees, and DRIVER_OK only after FEATURES_OK was set by an
 /// earlier write, because the driver has to read it back. virtio 1.3 §2.1.1, §3.1.1
-pub(super) fn step(current: u8, value: u8, features_will_do: bool) -> Step {
+pub(super) fn step(current: u8, value: u8, negotiate: impl FnOnce() -> bool) -> Step {
     let have = current & DRIVER_BITS;
     let nothing = Step {
         set: 0,
@@ -35,10 +35,12 @@ pub(super) fn step(current: u8, value: u8, features_will_do: bool) -> Step {
     let mut set = value & FAILED & !have;
     for (bit, needed) in STEPS {
         let prepared = if bit == DRIVER_OK { have } else { have | set };
-        let allowed = prepared & needed == needed && (bit != FEATURES_OK || features_will_do);
-        if value & !have & bit != 0 && allowed {
+        if value & !have & bit != 0 && prepared & needed == needed {
             set |= bit;
         }
+    }
+    if set & FEATURES_OK != 0 && !negotiate() {
+        set &= !FEATURES_OK;
     }
     let asked = value & !DEVICE_NEEDS_RESET & !have;
     Step {
@@ -61,7 +63,7 @@ mod tests {
     use super::*;
 
     fn set(current: u8, value: u8) -> Option<u8> {
-        let step = step(current, value, true);
+        let step = step(current, value, || true);
         (!step.refused).then_some(step.set)
     }
 
@@ -87,7 +89,7 @@ mod tests {
         assert_eq!(set(15, 11), None, "a bit is cleared");
         assert_eq!(set(3 | 128, 11 | 128), None, "after FAILED");
         assert_eq!(
-            step(3, 15, true),
+            step(3, 15, || true),
             Step {
                 set: 8,
                 refused: true
@@ -95,14 +97,14 @@ mod tests {
             "DRIVER_OK too early"
         );
         assert_eq!(
-            step(3, 11, false),
+            step(3, 11, || false),
             Step {
                 set: 0,
                 refused: true
             }
         );
         assert_eq!(
-            step(1, 3 | 32, true),
+            step(1, 3 | 32, || true),
             Step {
                 set: 2,
                 refused: true
@@ -118,7 +120,7 @@ mod tests {
                 continue;
             }
             for value in 1..=255u8 {
-                let after = current | step(current, value, true).set;
+                let after = current | step(current, value, || true).set;
                 assert!(is_reachable(after), "{current:#x} -> {value:#x} -> {after:#x}");
             }
         }
