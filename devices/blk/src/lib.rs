@@ -46,6 +46,8 @@ mod queue;
 mod request;
 mod shared;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub use config::{BlkConfig, BlkError, Serial};

@@ -4,8 +4,8 @@
 //! Must not know: anything else. There is no logic here, and nobody else writes a magic number.
 #![no_std]
 
-pub mod console;
 pub mod blk;
+pub mod console;
 mod device_id;
 mod features;
 pub mod mmio;

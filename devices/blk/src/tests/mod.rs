@@ -1,0 +1,9 @@
+//! The queue's loop against a driver ring and a scripted image, turn by turn on one thread.
+
+mod chains;
+mod disk;
+mod durability;
+mod hostile;
+mod lifecycle;
+mod model;
+mod rig;
