@@ -9,13 +9,13 @@ use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
 use treaty_virtio_device::{
     DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, Layout, QueueParts, Reply,
-    RingConfig, StartError, VirtioDevice, ring_features, ring_layout,
+    RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base, vhost_state,
 };
 
 use crate::handlers::{Outcome, handle};
 use crate::memory::{MemoryTable, RegionRefused};
 use crate::notify::Events;
-use crate::vring::{Vring, base_from_state, state_from_base};
+use crate::vring::Vring;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -248,7 +248,7 @@ impl<'d> Session<'d> {
             interrupt: Interrupt::new(vring.call.clone()),
             events: DeviceEvents::new(self.events.clone() as Arc<dyn EventSink>),
         };
-        DeviceQueue::start(parts, &config, state_from_base(config.layout, vring.base))
+        DeviceQueue::start(parts, &config, vhost_state(config.layout, vring.base))
             .map_err(|error| start_failed(&error))
     }
 
@@ -266,7 +266,7 @@ impl<'d> Session<'d> {
         self.device.stop_queue(index as u16, reply);
         vring.running = false;
         match state.recv() {
-            Ok(Some(state)) => vring.base = base_from_state(layout, state),
+            Ok(Some(state)) => vring.base = vhost_base(layout, state),
             Ok(None) | Err(mpsc::RecvError) => tracing::warn!(queue = index, "ring ended without a state"),
         }
         tracing::info!(queue = index, base = vring.base, "ring stopped");

@@ -1,5 +1,5 @@
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 /// Where a queue's used-buffer interrupt goes. Implemented by transports and rigs.
@@ -84,8 +84,23 @@ impl Doorbell {
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
+    /// Takes back what was rung; true if it was. For threads that poll the descriptor themselves.
+    #[allow(unsafe_code)]
+    pub fn clear(&self) -> bool {
+        let mut count = [0; 8];
+        // SAFETY: reads 8 bytes into a live array.
+        let read = unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        read == 8
+    }
+
     /// The eventfd, for [`Turn::watch_eventfd`](treaty_worker::Turn::watch_eventfd) or KVM_IOEVENTFD.
     pub fn fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -36,7 +36,7 @@ pub use device::{Description, QueueDescription, Reply, StartError, VirtioDevice}
 pub use events::{DeviceEvents, Doorbell, EventSink, Interrupt, InterruptSink};
 pub use limit::{LogLimit, TokenBucket};
 pub use memory::QueueMemory;
-pub use negotiated::{ring_features, ring_layout};
+pub use negotiated::{ring_features, ring_layout, vhost_base, vhost_state};
 pub use queue::{DeviceQueue, QueueParts};
 pub use set::QueueSet;
 pub use state::{RestoreError, SaveError, SavedState};

@@ -161,6 +161,31 @@ impl DeviceQueue {
         &self.counters
     }
 
+    /// Takes the queue apart for a device that runs its rings elsewhere (vhost, vhost-user): nothing has been
+    /// [fetched](Self::next) from it.
+    pub fn into_parts(self) -> (QueueParts, RingConfig, QueueState) {
+        let (config, state) = (*self.ring.config(), self.ring.state());
+        let Self {
+            index,
+            memory,
+            doorbell,
+            interrupt,
+            events,
+            ..
+        } = self;
+        (
+            QueueParts {
+                index,
+                memory,
+                doorbell,
+                interrupt,
+                events,
+            },
+            config,
+            state,
+        )
+    }
+
     /// Ends the queue; nothing may be in flight.
     pub fn into_state(self) -> QueueState {
         self.ring.state()

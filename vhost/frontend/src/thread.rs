@@ -1,0 +1,243 @@
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use treaty_virtio_device::{Doorbell, QueueState, Reply, vhost_base, vhost_state};
+
+use crate::backend::{Backend, BackendError};
+use crate::link::{Command, Shared};
+use crate::ring::Ring;
+
+/// The thread that keeps the back-end: it alone talks to it.
+pub struct Keeper {
+    path: PathBuf,
+    backend: Option<Backend>,
+    inbox: Receiver<Command>,
+    wake: Doorbell,
+    shared: Arc<Shared>,
+    /// The configuration is ours, not the back-end's.
+    own_config: bool,
+    /// What runs, or would run if the back-end were here.
+    rings: BTreeMap<u16, Ring>,
+    accepted: u64,
+    pause: Duration,
+    next_try: Instant,
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+impl Keeper {
+    pub fn new(
+        path: PathBuf,
+        backend: Backend,
+        inbox: Receiver<Command>,
+        wake: Doorbell,
+        shared: Arc<Shared>,
+        own_config: bool,
+    ) -> Self {
+        Self {
+            path,
+            backend: Some(backend),
+            inbox,
+            wake,
+            shared,
+            own_config,
+            rings: BTreeMap::new(),
+            accepted: 0,
+            pause: FIRST_PAUSE,
+            next_try: Instant::now(),
+        }
+    }
+
+    /// Until the device is dropped.
+    pub fn run(mut self) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Quit) | Err(TryRecvError::Disconnected) => return,
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => self.wait(),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Start(index, ring, accepted) => self.start(index, ring, accepted),
+            Command::Stop(index, reply) => self.stop(index, reply),
+            Command::SetConfig(offset, bytes) => {
+                self.attempt(|backend| backend.set_config(offset, &bytes));
+                self.refresh_config();
+            }
+            Command::Reset => {
+                self.accepted = 0;
+                self.attempt(Backend::reset);
+            }
+            Command::Quit => {}
+        }
+    }
+
+    /// Does something with the back-end if it is here; lets go of it if it fails.
+    fn attempt(&mut self, action: impl FnOnce(&mut Backend) -> Result<(), BackendError>) {
+        let Some(backend) = &mut self.backend else { return };
+        if let Err(error) = action(backend) {
+            self.lose(&error);
+        }
+    }
+
+    fn start(&mut self, index: u16, ring: Ring, accepted: u64) {
+        let first = self.rings.is_empty();
+        self.accepted = accepted;
+        let base = vhost_base(ring.config.layout, ring.start);
+        self.attempt(|backend| {
+            if first {
+                backend.prepare(accepted, &ring.memory)?;
+            }
+            backend.start(index, &ring, base)?;
+            backend.driver_ok()
+        });
+        ring.doorbell.ring();
+        self.rings.insert(index, ring);
+    }
+
+    fn stop(&mut self, index: u16, reply: Reply<Option<QueueState>>) {
+        let Some(ring) = self.rings.remove(&index) else {
+            return reply.send(None);
+        };
+        let mut state: Option<QueueState> = None;
+        self.attempt(|backend| {
+            let base = backend.stop(index)?;
+            state = Some(vhost_state(ring.config.layout, base));
+            Ok(())
+        });
+        // The call may have come while we asked.
+        ring.interrupt.signal();
+        reply.send(Some(state.unwrap_or_else(|| ring.state_from_memory())));
+    }
+
+    fn lose(&mut self, error: &BackendError) {
+        tracing::warn!(path = %self.path.display(), %error, "back-end lost; requests wait for it");
+        self.backend = None;
+        self.shared.lost();
+        self.next_try = Instant::now() + self.pause;
+    }
+
+    fn try_again(&mut self) {
+        match self.set_up_anew() {
+            Ok(backend) => {
+                self.backend = Some(backend);
+                self.pause = FIRST_PAUSE;
+                self.shared.regained();
+                tracing::info!(path = %self.path.display(), "back-end is back");
+            }
+            Err(error) => {
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                self.next_try = Instant::now() + self.pause;
+                tracing::debug!(%error, "back-end is still away");
+            }
+        }
+    }
+
+    /// Connects, and sets every ring up where it stands.
+    fn set_up_anew(&mut self) -> Result<Backend, BackendError> {
+        let mut backend = Backend::connect(&self.path)?;
+        if !self.own_config
+            && let Some(config) = backend.config()?
+        {
+            self.shared.set_config(config);
+        }
+        let Some(first) = self.rings.values().next() else {
+            return Ok(backend);
+        };
+        if let Err(error) = backend.prepare(self.accepted, &first.memory) {
+            self.shared.needs_reset(&error.to_string());
+            return Err(error);
+        }
+        for (&index, ring) in &self.rings {
+            let base = vhost_base(ring.config.layout, ring.state_from_memory());
+            backend.start(index, ring, base)?;
+            ring.doorbell.ring();
+            ring.interrupt.signal();
+        }
+        backend.driver_ok()?;
+        Ok(backend)
+    }
+
+    /// Sleeps until something happens, and sees to what is not a command.
+    fn wait(&mut self) {
+        let mut fds = vec![self.wake.fd()];
+        fds.extend(self.rings.values().map(|ring| ring.call.fd()));
+        if let Some(backend) = &self.backend {
+            fds.push(backend.fd());
+            fds.extend(backend.requests_fd());
+        }
+        let limit = self
+            .backend
+            .is_none()
+            .then(|| self.next_try.saturating_duration_since(Instant::now()));
+        poll(&fds, limit);
+        self.wake.clear();
+        for ring in self.rings.values() {
+            if ring.call.clear() {
+                ring.interrupt.signal();
+            }
+        }
+        if self.backend.is_some() {
+            self.listen();
+        } else if Instant::now() >= self.next_try {
+            self.try_again();
+        }
+    }
+
+    /// Takes what the back-end says of its own accord.
+    fn listen(&mut self) {
+        let mut changed = false;
+        self.attempt(|backend| {
+            changed = backend.take_requests()?;
+            Ok(())
+        });
+        if changed {
+            self.refresh_config();
+        }
+    }
+
+    /// Fetches the configuration, if the back-end keeps it.
+    fn refresh_config(&mut self) {
+        if self.own_config {
+            return;
+        }
+        let mut config = None;
+        self.attempt(|backend| {
+            config = backend.config()?;
+            Ok(())
+        });
+        if let Some(config) = config {
+            self.shared.set_config(config);
+        }
+    }
+}
+
+fn poll(fds: &[RawFd], limit: Option<Duration>) {
+    let mut polls: Vec<_> = fds
+        .iter()
+        .map(|&fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    let limit_ms = limit.map_or(-1, |limit| {
+        i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(1)
+    });
+    #[allow(unsafe_code)]
+    // SAFETY: as many pollfds as said, alive during the call.
+    let count = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, limit_ms) };
+    if count < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+        // Nothing can be waited for: do not spin.
+        std::thread::sleep(FIRST_PAUSE);
+    }
+}
