@@ -5,4 +5,4 @@
 
 pub mod api;
 pub mod doctor;
-pub mod plan;
+pub use treaty_plan as plan;

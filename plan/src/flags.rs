@@ -120,7 +120,7 @@ impl<'de> Deserializer<'de> for FlagValue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{CharTarget, ConsolePlan, DiskPlan, NetBackend, NetPlan, RingChoice, TransportChoice};
+    use crate::{CharTarget, ConsolePlan, DiskPlan, NetBackend, NetPlan, RingChoice, TransportChoice};
 
     #[test]
     fn a_disk_flag_names_the_same_fields_as_the_file() {

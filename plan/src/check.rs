@@ -1,4 +1,4 @@
-use super::{CharTarget, DiskPlan, MAX_CPUS, MachinePlan, MemorySize, NetPlan};
+use crate::{CharTarget, DiskPlan, MAX_CPUS, MachinePlan, MemorySize, NetPlan};
 
 const MIN_MEMORY: MemorySize = MemorySize::mib(16);
 const MAX_MEMORY: MemorySize = MemorySize::mib(1 << 20);
@@ -97,7 +97,7 @@ fn check_queues(queues: u16) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{ConsolePlan, from_flag};
+    use crate::{ConsolePlan, from_flag};
 
     fn plan() -> MachinePlan {
         MachinePlan {

@@ -1,6 +1,7 @@
-//! What a machine is made of, as plain data: command-line flags and `machine.toml` both end here, and the build starts here.
+//! What a machine or a daemon is made of, as plain data: command-line flags and files both end here, and every build starts here.
 //!
-//! Nothing in a plan has been opened or allocated. Files name the same fields as flags do.
+//! Owns: the fields, their names and defaults, and what is refused whatever the host.
+//! Must not know: files' contents, devices, KVM. Nothing in a plan has been opened or allocated.
 
 mod check;
 mod devices;
