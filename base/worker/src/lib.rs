@@ -6,9 +6,18 @@
 //! A worker owns its tasks alone: other threads reach them by message. A task that panics is taken off the worker
 //! and reported; the worker and its other tasks go on.
 
+mod engine;
+mod epoll;
+mod mailbox;
 mod op;
+mod pool;
+mod schedule;
+mod slots;
+mod sys;
 mod task;
+mod tasks;
 mod turn;
+mod uring;
 mod worker;
 
 pub use op::{Completion, HostOp, OpKind};

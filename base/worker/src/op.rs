@@ -26,7 +26,7 @@ pub enum OpKind {
     WriteAtDsync(u64),
     /// `readv` from a stream, at its own position (sockets, taps, pipes). Cancelled when its task is asked to stop.
     ReadStream,
-    /// `writev` to a stream.
+    /// `writev` to a stream. Cancelled when its task is asked to stop: with ECANCELED nothing was written.
     WriteStream,
     /// `fdatasync`.
     DataSync,

@@ -21,7 +21,7 @@ pub trait Task: Send + std::any::Any {
     fn start(&mut self, turn: &mut Turn<'_>);
 
     /// Does a bounded amount of work and never blocks. When [`Turn::stopping`] is true it takes nothing new, and answers
-    /// [`Progress::Finished`] once nothing is in flight.
+    /// [`Progress::Finished`] once nothing is in flight. Before it answers [`Progress::Idle`] it takes every completion.
     fn turn(&mut self, turn: &mut Turn<'_>) -> Progress;
 }
 
@@ -29,6 +29,7 @@ pub trait Task: Send + std::any::Any {
 pub enum Exit {
     /// It finished; here it is. No operation of its is in flight.
     Finished(Box<dyn Task>),
-    /// It panicked, and was dropped after its operations were drained. The text says where.
+    /// It panicked (or lost a descriptor that it watched), and was dropped after its operations were drained. The text is
+    /// the reason.
     Failed(String),
 }

@@ -5,14 +5,20 @@ use crate::{Completion, HostOp};
 /// What a reactor does for the tasks of one worker. Implemented by io_uring, epoll and the simulator.
 pub trait Reactor {
     /// Starts an operation for the current task. Never blocks; queues in user space if the kernel's queue is full.
+    ///
+    /// # Panics
+    /// If the worker has 65536 operations in flight: the task, which is a bug of its, then fails.
     fn submit(&mut self, op: HostOp, key: u64);
     /// The next completion for the current task.
     fn next_completion(&mut self) -> Option<Completion>;
-    /// Operations of the current task not yet completed.
+    /// Operations of the current task whose completion was not taken yet.
     fn in_flight(&self) -> usize;
-    /// From now on the current task gets a turn whenever the eventfd is written. The reactor reads the counter.
+    /// From now on, until the task leaves, it gets a turn whenever the eventfd is written (and one now if it has been).
+    /// Reactors wait for writes, not for a count: the counter is not read. If the descriptor cannot be watched, the task
+    /// fails.
     fn watch_eventfd(&mut self, fd: RawFd);
-    /// The current task gets a turn at that time (nanoseconds of [`now`](Self::now)); replaces an earlier request.
+    /// The current task gets a turn at that time (nanoseconds of [`now`](Self::now)), once; replaces an earlier request.
+    /// `u64::MAX` is never.
     fn wake_at(&mut self, deadline_ns: u64);
     /// Monotonic time in nanoseconds; virtual in the simulator.
     fn now(&self) -> u64;

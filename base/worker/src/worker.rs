@@ -1,3 +1,12 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use crate::engine::Engine;
+use crate::epoll::Epoll;
+use crate::mailbox::{Mailbox, Message};
+use crate::schedule::{Schedule, panic_text};
+use crate::uring::Uring;
 use crate::{Exit, Task, TaskId};
 
 /// Which reactor a worker uses.
@@ -35,44 +44,143 @@ pub enum WorkerError {
     },
 }
 
-/// A worker thread. Dropping it stops every task (draining each) and joins the thread.
-pub struct Worker {}
+/// A worker thread. Dropping it stops every task (draining each) and joins the thread; a task that never answers
+/// `Finished` holds that up. Dropped on its own thread (by an exit callback), it does not wait.
+pub struct Worker {
+    handle: WorkerHandle,
+    reactor: ReactorKind,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Worker {
     /// Starts a thread of that name (at most 15 bytes are shown by the system).
     pub fn start(name: &str, kind: ReactorKind) -> Result<Self, WorkerError> {
-        let _ = (name, kind);
-        todo!()
+        let thread_error = |source| WorkerError::Thread {
+            name: name.to_owned(),
+            source,
+        };
+        let mailbox = Arc::new(Mailbox::new(name).map_err(thread_error)?);
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let (of_thread, name_of_thread) = (mailbox.clone(), name.to_owned());
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || thread_main(&name_of_thread, kind, &of_thread, &sender))
+            .map_err(thread_error)?;
+        let started = receiver.recv().unwrap_or_else(|_| {
+            Err(WorkerError::Thread {
+                name: name.to_owned(),
+                source: std::io::Error::other("the thread ended before it was ready"),
+            })
+        });
+        match started {
+            Ok(reactor) => Ok(Self {
+                handle: WorkerHandle { mailbox },
+                reactor,
+                thread: Some(thread),
+            }),
+            Err(error) => {
+                let _ = thread.join();
+                Err(error)
+            }
+        }
     }
 
     /// For sending tasks to it; cheap to clone, may outlive the worker (then tasks come back as failed).
     pub fn handle(&self) -> WorkerHandle {
-        todo!()
+        self.handle.clone()
+    }
+
+    /// The reactor in use: `Uring` or `Epoll`.
+    pub fn reactor(&self) -> ReactorKind {
+        self.reactor
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.handle.mailbox.stop_all();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+type Started = mpsc::SyncSender<Result<ReactorKind, WorkerError>>;
+
+fn thread_main(name: &str, kind: ReactorKind, mailbox: &Arc<Mailbox>, started: &Started) {
+    let failed = |reactor, source| WorkerError::Reactor {
+        reactor,
+        name: name.to_owned(),
+        source,
+    };
+    if kind != ReactorKind::Epoll {
+        match Uring::new(mailbox.fd()) {
+            Ok(engine) => {
+                let _ = started.send(Ok(ReactorKind::Uring));
+                return run(engine, mailbox);
+            }
+            Err(error) if kind == ReactorKind::Uring => {
+                let _ = started.send(Err(failed("io_uring", error)));
+                return;
+            }
+            Err(error) => tracing::info!(worker = name, %error, "no io_uring here, using epoll"),
+        }
+    }
+    match Epoll::new(name, mailbox.fd()) {
+        Ok(engine) => {
+            let _ = started.send(Ok(ReactorKind::Epoll));
+            run(engine, mailbox);
+        }
+        Err(error) => {
+            let _ = started.send(Err(failed("epoll", error)));
+        }
+    }
+}
+
+/// Runs the loop to its end. Whatever happens, every task's exit callback is called.
+fn run<E: Engine>(engine: E, mailbox: &Arc<Mailbox>) {
+    let mut schedule = Schedule::new(engine, mailbox.clone());
+    let reason = match catch_unwind(AssertUnwindSafe(|| schedule.run())) {
+        Ok(()) => "the worker has stopped".to_owned(),
+        Err(panic) => {
+            let reason = format!("the worker's loop failed: {}", panic_text(&*panic));
+            tracing::error!(%reason, "worker failed");
+            schedule.abandon(&reason);
+            reason
+        }
+    };
+    for message in mailbox.close() {
+        if let Message::Add(_, task, on_exit) = message {
+            drop(task);
+            on_exit(Exit::Failed(reason.clone()));
+        }
     }
 }
 
 /// Sends tasks to a worker, from any thread.
 #[derive(Clone)]
-pub struct WorkerHandle {}
+pub struct WorkerHandle {
+    mailbox: Arc<Mailbox>,
+}
 
 impl WorkerHandle {
-    /// Moves a task to the worker. `on_exit` is called once, on the worker's thread, when the task has left it: it must
-    /// not block.
+    /// Moves a task to the worker. `on_exit` is called exactly once, when the task has left the worker, on the worker's
+    /// thread: it must not block. If the worker takes no more tasks (it has stopped, or has 4096), `on_exit` is called
+    /// with [`Exit::Failed`] on the caller's thread before this returns.
     pub fn add(&self, task: Box<dyn Task>, on_exit: Box<dyn FnOnce(Exit) + Send>) -> TaskId {
-        let _ = (task, on_exit);
-        todo!()
+        self.mailbox.add(task, on_exit)
     }
 
     /// Asks the task to stop: its turns see [`stopping`](crate::Turn::stopping) until it answers `Finished`.
     /// Does nothing if it has left already.
     pub fn stop(&self, id: TaskId) {
-        let _ = id;
-        todo!()
+        self.mailbox.stop(id);
     }
 
     /// Gives the task a turn soon.
     pub fn wake(&self, id: TaskId) {
-        let _ = id;
-        todo!()
+        self.mailbox.wake(id);
     }
 }

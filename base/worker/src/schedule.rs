@@ -1,0 +1,276 @@
+use std::any::Any;
+use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::engine::{Engine, Wait};
+use crate::mailbox::{Mailbox, Message, OnExit};
+use crate::slots::{MAX_SLOTS, NONE, Phase, Work};
+use crate::tasks::{EntryPhase, Tasks};
+use crate::{Completion, Exit, HostOp, Progress, Reactor, Task, TaskId, Turn};
+
+/// A worker's loop over one engine: messages, timers, one turn for each ready task, one wait.
+pub(crate) struct Schedule<E: Engine> {
+    tasks: Tasks,
+    pub(crate) engine: E,
+    mailbox: Arc<Mailbox>,
+    messages: Vec<Message>,
+    stopping: bool,
+}
+
+impl<E: Engine> Schedule<E> {
+    pub(crate) fn new(engine: E, mailbox: Arc<Mailbox>) -> Self {
+        Self {
+            tasks: Tasks::new(),
+            engine,
+            mailbox,
+            messages: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// Runs until [`Mailbox::stop_all`] was asked for and every task has left.
+    pub(crate) fn run(&mut self) {
+        while !self.is_over() {
+            self.step();
+        }
+    }
+
+    /// True once told to end, and nothing is left.
+    pub(crate) fn is_over(&self) -> bool {
+        self.stopping && self.tasks.is_empty()
+    }
+
+    /// One pass of the loop.
+    pub(crate) fn step(&mut self) {
+        self.turns();
+        if self.is_over() {
+            return;
+        }
+        let wait = self.wait_limit();
+        self.engine.wait(&mut self.tasks, wait);
+        self.depart();
+    }
+
+    fn wait_limit(&self) -> Wait {
+        if !self.tasks.ready.is_empty() || !self.tasks.drained.is_empty() || self.mailbox.is_notified() {
+            return Wait::No;
+        }
+        self.tasks.next_deadline().map_or(Wait::Forever, Wait::Until)
+    }
+
+    /// Messages and timers, then one turn for each task that is ready now: one that answers `More` queues behind the
+    /// others, and the engine is looked at in between.
+    fn turns(&mut self) {
+        if self.mailbox.is_notified() {
+            self.read_mailbox();
+        }
+        if self.tasks.next_deadline().is_some() {
+            let now = self.engine.now();
+            self.tasks.expire(now);
+        }
+        for _ in 0..self.tasks.ready.len() {
+            if let Some(index) = self.tasks.ready.pop_front() {
+                self.turn(index);
+            }
+        }
+        self.depart();
+    }
+
+    fn turn(&mut self, index: u32) {
+        let stopping = self.tasks.entry(index).phase == EntryPhase::Stopping;
+        let Some(mut task) = self.tasks.begin_turn(index) else {
+            return;
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| task.turn(&mut Turn::new(self, stopping))));
+        match outcome {
+            Ok(progress) => {
+                self.tasks.end_turn(index, task, progress == Progress::More);
+                if progress == Progress::Finished {
+                    self.leave(index, None);
+                }
+            }
+            Err(panic) => self.fail(index, task, panic_text(&*panic)),
+        }
+    }
+
+    fn fail(&mut self, index: u32, task: Box<dyn Task>, reason: String) {
+        tracing::error!(task = self.tasks.entry(index).id.0, %reason, "task panicked");
+        self.tasks.end_turn(index, task, false);
+        self.leave(index, Some(reason));
+    }
+
+    fn read_mailbox(&mut self) {
+        let mut messages = std::mem::take(&mut self.messages);
+        self.mailbox.take(&mut messages);
+        for message in messages.drain(..) {
+            match message {
+                Message::Add(id, task, on_exit) => self.add(id, task, on_exit),
+                Message::Wake(id) => {
+                    if let Some(index) = self.find(id) {
+                        self.tasks.make_ready(index);
+                    }
+                }
+                Message::Stop(id) => {
+                    if let Some(index) = self.find(id) {
+                        self.stop(index);
+                    }
+                }
+                Message::StopAll => self.stop_all(),
+            }
+        }
+        self.messages = messages;
+    }
+
+    fn find(&self, id: TaskId) -> Option<u32> {
+        let used = |entry: &crate::tasks::Entry| entry.id == id && entry.phase != EntryPhase::Free;
+        self.tasks.entries.iter().position(used).map(|index| index as u32)
+    }
+
+    fn add(&mut self, id: TaskId, mut task: Box<dyn Task>, on_exit: OnExit) {
+        let index = self.tasks.insert(id, on_exit);
+        self.tasks.current = index;
+        let outcome = catch_unwind(AssertUnwindSafe(|| task.start(&mut Turn::new(self, false))));
+        match outcome {
+            Ok(()) => self.tasks.end_turn(index, task, true),
+            Err(panic) => self.fail(index, task, panic_text(&*panic)),
+        }
+    }
+
+    fn stop_all(&mut self) {
+        self.stopping = true;
+        for index in 0..self.tasks.entries.len() {
+            self.stop(index as u32);
+        }
+    }
+
+    fn stop(&mut self, index: u32) {
+        let entry = self.tasks.entry(index);
+        if entry.phase != EntryPhase::Running {
+            return;
+        }
+        entry.phase = EntryPhase::Stopping;
+        self.tasks.make_ready(index);
+        self.cancel_held(index, Work::waits_for_peer);
+    }
+
+    /// Asks the engine to end early what it holds for an entry.
+    fn cancel_held(&mut self, index: u32, which: fn(Work) -> bool) {
+        for held in self.tasks.slots.held_by(index) {
+            let slot = self.tasks.slots.get_mut(held);
+            // An earlier cancellation may have ended this one already.
+            if slot.phase == Phase::Busy && which(slot.work) {
+                slot.phase = Phase::Cancelling;
+                self.engine.cancel(&mut self.tasks, held);
+            }
+        }
+    }
+
+    /// The entry gets no more turns. It leaves at once, or when the engine has let go of its operations.
+    fn leave(&mut self, index: u32, failed: Option<String>) {
+        self.tasks.discard_completions(index);
+        let panicked = failed.is_some();
+        self.tasks.entry(index).phase = EntryPhase::Leaving(failed);
+        if self.tasks.held(index) == 0 {
+            self.tasks.drained.push(index);
+            return;
+        }
+        let watches_and_waits = |work: Work| work == Work::Watch || work.waits_for_peer();
+        self.cancel_held(index, if panicked { |_| true } else { watches_and_waits });
+    }
+
+    /// Lets go of the tasks that have drained, and of those that have lost a watch: nothing would wake them.
+    fn depart(&mut self) {
+        while let Some((index, error)) = self.tasks.broken.pop() {
+            if !matches!(
+                self.tasks.entry(index).phase,
+                EntryPhase::Leaving(_) | EntryPhase::Free
+            ) {
+                self.leave(index, Some(format!("cannot watch a descriptor: {error}")));
+            }
+        }
+        while let Some(index) = self.tasks.drained.pop() {
+            let entry = self.tasks.entry(index);
+            let phase = std::mem::replace(&mut entry.phase, EntryPhase::Free);
+            let (id, task, on_exit) = (entry.id, entry.task.take(), entry.on_exit.take());
+            self.mailbox.forget(id);
+            let (EntryPhase::Leaving(failed), Some(task), Some(on_exit)) = (phase, task, on_exit) else {
+                continue;
+            };
+            let exit = match failed {
+                None => Exit::Finished(task),
+                Some(reason) => {
+                    guarded("a failed task's drop", || drop(task));
+                    Exit::Failed(reason)
+                }
+            };
+            guarded("an exit callback", || on_exit(exit));
+        }
+    }
+
+    /// The loop itself is broken: every task fails. Operations may be in flight, so their memory is never freed.
+    pub(crate) fn abandon(&mut self, reason: &str) {
+        self.tasks.slots.leak();
+        for index in 0..self.tasks.entries.len() {
+            let entry = self.tasks.entry(index as u32);
+            if let (Some(on_exit), task) = (entry.on_exit.take(), entry.task.take()) {
+                std::mem::forget(task);
+                guarded("an exit callback", || on_exit(Exit::Failed(reason.to_owned())));
+            }
+        }
+    }
+}
+
+/// Runs somebody else's code, whose panic must not end the worker.
+fn guarded(what: &str, code: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(code)) {
+        tracing::error!(reason = %panic_text(&*panic), "{what} panicked");
+    }
+}
+
+/// A panic's message.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without a message").to_owned()
+}
+
+impl<E: Engine> Reactor for Schedule<E> {
+    fn submit(&mut self, op: HostOp, key: u64) {
+        let HostOp { fd, kind, buffers } = op;
+        let work = Work::Op(kind);
+        let Some(index) = self.tasks.admit(work, fd, key) else {
+            panic!("more than {MAX_SLOTS} operations in flight on one worker");
+        };
+        self.tasks.slots.get_mut(index).buffers = buffers;
+        let current = self.tasks.current;
+        if self.tasks.entry(current).phase == EntryPhase::Stopping && work.waits_for_peer() {
+            return self.tasks.complete(index, -i64::from(libc::ECANCELED));
+        }
+        self.engine.start(&mut self.tasks, index);
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.tasks.take_completion()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.tasks.current_in_flight()
+    }
+
+    fn watch_eventfd(&mut self, fd: RawFd) {
+        assert!(self.tasks.current != NONE, "watches belong to a task");
+        let Some(index) = self.tasks.admit(Work::Watch, fd, 0) else {
+            panic!("no slot left to watch descriptor {fd}");
+        };
+        self.engine.start(&mut self.tasks, index);
+    }
+
+    fn wake_at(&mut self, deadline_ns: u64) {
+        self.tasks.set_deadline(deadline_ns);
+    }
+
+    fn now(&self) -> u64 {
+        self.engine.now()
+    }
+}
