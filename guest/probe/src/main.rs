@@ -11,22 +11,46 @@ extern crate alloc;
 mod boot;
 mod clock;
 mod console;
+mod dma;
 mod exit;
 mod heap;
+mod interrupts;
 mod intrinsics;
+mod machine;
+mod measure;
+mod params;
+mod pci;
 mod ports;
+mod window;
+mod work;
+
+use clock::Clock;
+use params::Params;
 
 /// What the boot code calls at CPL 3.
 #[unsafe(no_mangle)]
 extern "C" fn probe_main(start_info: u64) -> ! {
     console::start();
-    let clock = clock::Clock::calibrate(None);
+    let params = Params::parse(boot::command_line(start_info));
+    let clock = Clock::calibrate(params.tsc_khz);
+    let start = clock::now();
     say!(
-        "probe: start_info {start_info:#x} {}",
-        boot::command_line(start_info)
+        "PROBE {{\"probe\":1,\"tsc_khz\":{},\"tsc_source\":\"{}\"}}",
+        clock.tsc_khz,
+        clock.source
     );
-    say!("probe: tsc {} kHz by {}", clock.tsc_khz, clock.source);
-    exit::leave(exit::SUCCESS)
+    let tally = machine::run(&params, &clock);
+    say!(
+        "PROBE {{\"done\":true,\"passed\":{},\"failed\":{},\"ms\":{}}}",
+        tally.passed,
+        tally.failed,
+        clock.ns(clock::now() - start) / 1_000_000,
+    );
+    exit::leave(if tally.failed == 0 {
+        exit::SUCCESS
+    } else {
+        exit::FAILURE
+    })
 }
 
 #[panic_handler]
