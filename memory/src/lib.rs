@@ -8,8 +8,10 @@
 //! can change at any moment: they are copied, never borrowed as `&[u8]`.
 #![allow(unsafe_code)]
 
+mod dirty;
 mod guest;
 mod region;
 
+pub use dirty::{DIRTY_PAGE, DirtyLog};
 pub use guest::{GuestMemory, MemoryError};
 pub use region::{HostRange, Region, RegionError};

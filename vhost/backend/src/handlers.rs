@@ -2,10 +2,12 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
+use treaty_memory::{DirtyLog, GuestMemory};
 use treaty_vhost_protocol::payload::{
-    Config, MemoryRegion, MemoryTable as TableHeader, SingleRegion, VRING_FD_INDEX, VRING_FD_NONE, VRING_LOG,
-    VringAddr, VringState,
+    Config, Log, MemoryRegion, MemoryTable as TableHeader, SingleRegion, VRING_FD_INDEX, VRING_FD_NONE,
+    VRING_LOG, VringAddr, VringState,
 };
 use treaty_vhost_protocol::table::frontend as code;
 use treaty_vhost_protocol::{Message, features};
@@ -31,6 +33,7 @@ type Result<T> = std::result::Result<T, SessionError>;
 
 /// Protocol features on offer.
 const PROTOCOL_FEATURES: u64 = features::MQ
+    | features::LOG_SHMFD
     | features::REPLY_ACK
     | features::BACKEND_REQ
     | features::CONFIG
@@ -50,6 +53,9 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::GET_MAX_MEM_SLOTS => Ok(number(MAX_SLOTS as u64)),
         code::ADD_MEM_REG => add_mem_reg(session, message),
         code::REM_MEM_REG => rem_mem_reg(session, &message),
+        code::SET_LOG_BASE => set_log_base(session, message),
+        // The log is read without being told that it changed.
+        code::SET_LOG_FD => Ok(Outcome::Done),
         code::SET_VRING_NUM => set_vring_num(session, &message),
         code::SET_VRING_ADDR => set_vring_addr(session, &message),
         code::SET_VRING_BASE => set_vring_base(session, &message),
@@ -83,7 +89,7 @@ const RING_FEATURES: Features = feature::VERSION_1
 /// Everything that a driver may have, with the protocol's own bit.
 fn offered(session: &Session<'_>) -> u64 {
     let device = session.device.description().features;
-    device.0 | RING_FEATURES.0 | features::PROTOCOL_FEATURES
+    device.0 | RING_FEATURES.0 | features::PROTOCOL_FEATURES | features::LOG_ALL
 }
 
 fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
@@ -167,6 +173,35 @@ fn rem_mem_reg(session: &mut Session<'_>, message: &Message) -> Result<Outcome> 
     session.with_rings_stopped(|session| {
         session.memory.remove(&region).map_err(memory_error(name))?;
         Ok(Outcome::Done)
+    })
+}
+
+/// Hardening row 25: a log that does not cover all of memory is refused.
+fn set_log_base(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    let name = message.row.name;
+    let area: Log = message.read()?;
+    let fd = message
+        .take_fd()
+        .ok_or_else(|| refused(name, "a log that is not shared memory"))?;
+    let regions = session.memory.guest().map_or(&[][..], GuestMemory::regions);
+    let end = regions
+        .last()
+        .map_or(0, |region| region.guest_start() + region.len() as u64);
+    let need = DirtyLog::bytes_for(end);
+    if area.size < need {
+        return Err(refused(
+            name,
+            format!("{} bytes of log; this memory needs {need}", area.size),
+        ));
+    }
+    let log =
+        DirtyLog::from_file(&fd.into(), area.offset, area.size).map_err(|source| SessionError::Host {
+            action: "map the dirty log",
+            source,
+        })?;
+    session.with_rings_stopped(|session| {
+        session.log = Some(Arc::new(log));
+        Ok(number(0))
     })
 }
 

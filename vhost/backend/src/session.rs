@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use treaty_memory::DirtyLog;
+use treaty_vhost_protocol::payload::{VRING_LOG, VringAddr};
 use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
 use treaty_virtio_device::{
-    DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, Layout, QueueParts, Reply,
+    DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, Layout, QueueLog, QueueParts, Reply,
     RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base, vhost_state,
 };
 
@@ -94,6 +96,7 @@ pub struct Session<'d> {
     pub(crate) memory: MemoryTable,
     pub(crate) vrings: Vec<Vring>,
     pub(crate) status: u8,
+    pub(crate) log: Option<Arc<DirtyLog>>,
 }
 
 impl<'d> Session<'d> {
@@ -114,6 +117,7 @@ impl<'d> Session<'d> {
             memory: MemoryTable::default(),
             vrings,
             status: 0,
+            log: None,
         }
     }
 
@@ -248,8 +252,22 @@ impl<'d> Session<'d> {
             interrupt: Interrupt::new(vring.call.clone()),
             events: DeviceEvents::new(self.events.clone() as Arc<dyn EventSink>),
         };
-        DeviceQueue::start(parts, &config, vhost_state(config.layout, vring.base))
-            .map_err(|error| start_failed(&error))
+        let state = vhost_state(config.layout, vring.base);
+        let mut queue = DeviceQueue::start(parts, &config, state).map_err(|error| start_failed(&error))?;
+        if let Some(target) = self.queue_log(addr) {
+            queue.log_into(target);
+        }
+        Ok(queue)
+    }
+
+    /// Where a ring's writes are recorded: nowhere unless the front-end is migrating.
+    fn queue_log(&self, addr: VringAddr) -> Option<QueueLog> {
+        let log = self
+            .log
+            .clone()
+            .filter(|_| self.accepted & features::LOG_ALL != 0)?;
+        let ring = (addr.flags & VRING_LOG != 0).then_some(addr.log);
+        Some(QueueLog { log, ring })
     }
 
     /// Drains ring `index` and remembers where it stood.

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use treaty_memory::GuestMemory;
 use treaty_virtio_ring::{Burst, Chain, DeviceRing, Head, QueueState, RingConfig};
 
-use crate::{DeviceEvents, Doorbell, Interrupt, QueueCounters, QueueMemory, StartError};
+use crate::log::Recorder;
+use crate::{DeviceEvents, Doorbell, Interrupt, QueueCounters, QueueLog, QueueMemory, StartError};
 
 /// A running queue: the ring with the memory, doorbell and interrupt that it was started with.
 pub struct DeviceQueue {
@@ -16,6 +17,7 @@ pub struct DeviceQueue {
     events: DeviceEvents,
     counters: Arc<QueueCounters>,
     unpublished: bool,
+    recorder: Option<Box<Recorder>>,
 }
 
 /// What a [`DeviceQueue`] is made of.
@@ -56,12 +58,18 @@ impl DeviceQueue {
             events,
             counters,
             unpublished: false,
+            recorder: None,
         })
     }
 
     /// Counts into `counters` from now on: a device keeps one set per queue over stops and resets.
     pub fn count_into(&mut self, counters: Arc<QueueCounters>) {
         self.counters = counters;
+    }
+
+    /// Records from now on what is written to guest memory. Nothing has been [taken](Self::next) yet.
+    pub fn log_into(&mut self, target: QueueLog) {
+        self.recorder = Some(Box::new(Recorder::new(target, self.ring.config())));
     }
 
     /// Queue index.
@@ -92,7 +100,11 @@ impl DeviceQueue {
         if self.burst.remaining() == 0 {
             self.fetch(budget);
         }
-        self.burst.pop()
+        let chain = self.burst.pop()?;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.taken(&chain);
+        }
+        Some(chain)
     }
 
     /// Chains fetched and not yet handed out by [`next`](Self::next): a stopping task hands these out too.
@@ -120,6 +132,9 @@ impl DeviceQueue {
     pub fn complete(&mut self, head: Head, written: u32) {
         self.counters.completed.add(1);
         self.unpublished = true;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.completed(head.index());
+        }
         self.ring.complete(head, written);
     }
 
@@ -128,7 +143,9 @@ impl DeviceQueue {
         if !std::mem::take(&mut self.unpublished) {
             return;
         }
-        if self.ring.publish() {
+        let wanted = self.ring.publish();
+        self.ring_written();
+        if wanted {
             self.counters.interrupts.add(1);
             self.interrupt.signal();
         } else {
@@ -138,12 +155,21 @@ impl DeviceQueue {
 
     /// Asks for doorbells, then looks once more: if true there is work and the task must not idle.
     pub fn arm(&mut self) -> bool {
-        self.ring.arm()
+        let more = self.ring.arm();
+        self.ring_written();
+        more
+    }
+
+    fn ring_written(&self) {
+        if let Some(recorder) = &self.recorder {
+            recorder.ring_written(self.ring.config());
+        }
     }
 
     /// Asks for no doorbells while the task runs.
     pub fn disarm(&mut self) {
         self.ring.disarm();
+        self.ring_written();
     }
 
     /// Chains fetched and not completed, including those not handed out yet.

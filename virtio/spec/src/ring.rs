@@ -33,3 +33,11 @@ pub const EVENT_FLAGS_DESC: u16 = 2;
 pub const SPLIT_ALIGN: (u64, u64, u64) = (16, 2, 4);
 /// As [`SPLIT_ALIGN`], packed. virtio 1.3 §2.8.10.1
 pub const PACKED_ALIGN: (u64, u64, u64) = (16, 4, 4);
+
+/// Packed: bytes of an event suppression structure. virtio 1.3 §2.8.14
+pub const EVENT_SUPPRESSION_SIZE: usize = 4;
+
+/// Split: bytes of the used ring of `size` entries. virtio 1.3 §2.7
+pub const fn split_used_size(size: usize) -> usize {
+    6 + 8 * size
+}
