@@ -105,9 +105,12 @@ fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome>
         return Ok(Outcome::Done);
     }
     session.with_rings_stopped(|session| {
+        let before = session.driver_features();
         session.accepted = wanted;
         let driver = session.driver_features();
-        if driver.has(feature::VERSION_1) && !session.device.negotiate(driver) {
+        // Switching the dirty log is no negotiation.
+        let negotiates = driver != before && driver.has(feature::VERSION_1);
+        if negotiates && !session.device.negotiate(driver) {
             return Err(refused(
                 "SET_FEATURES",
                 format!("the device does not take {driver:?}"),
