@@ -109,11 +109,11 @@ impl Vm {
         LevelLine::new(self.fd.clone(), gsi)
     }
 
-    /// Signals `fd` for guest writes at `address` without an exit; with `datamatch`, only for 16-bit writes of that value.
+    /// Signals `fd` for guest writes of any width at `address` without an exit; with `datamatch`, only for 32-bit writes of that value.
     pub fn add_doorbell(
         &self,
         address: EventAddress,
-        datamatch: Option<u16>,
+        datamatch: Option<u32>,
         fd: RawFd,
     ) -> std::io::Result<()> {
         let event = borrow_eventfd(fd)?;
@@ -125,7 +125,7 @@ impl Vm {
     }
 
     /// Undoes [`add_doorbell`](Self::add_doorbell). What was never added is ignored.
-    pub fn remove_doorbell(&self, address: EventAddress, datamatch: Option<u16>, fd: RawFd) {
+    pub fn remove_doorbell(&self, address: EventAddress, datamatch: Option<u32>, fd: RawFd) {
         let Ok(event) = borrow_eventfd(fd) else { return };
         let _gone_already = match datamatch {
             Some(value) => self.fd.unregister_ioevent(&event, &address.into(), value),
