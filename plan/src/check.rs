@@ -21,7 +21,7 @@ impl MachinePlan {
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return refuse(format!("cpus: {} is not in 1 to {MAX_CPUS}", self.cpus));
         }
-        if self.memory < MIN_MEMORY || self.memory > MAX_MEMORY || self.memory.bytes() % (2 << 20) != 0 {
+        if self.memory < MIN_MEMORY || self.memory > MAX_MEMORY || !self.memory.bytes().is_multiple_of(2 << 20) {
             return refuse(format!(
                 "memory: {} is not an even number of MiB from {MIN_MEMORY} to {MAX_MEMORY}",
                 self.memory

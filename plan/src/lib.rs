@@ -66,7 +66,7 @@ impl Default for MachinePlan {
         Self {
             kernel: None,
             initrd: None,
-            cmdline: String::new(),
+            cmdline: "console=ttyS0".into(),
             cpus: 1,
             memory: MemorySize::mib(512),
             hugepages: false,

@@ -1,8 +1,22 @@
 //! The monitor: a machine from its plan, its vCPUs, its life.
 //!
-//! Owns: [`plan`] (what a machine is made of), [`doctor`] (what the host offers), [`api`] (how it is asked).
+//! Owns: [`plan`] (what a machine is made of), [`Runner`] (a machine built from it) and [`Vm`] (its handle), [`doctor`] (what the host offers), [`api`] (how it is asked).
 //! Must not know: the command line. Only this crate sees both KVM and virtio.
 
 pub mod api;
 pub mod doctor;
 pub use treaty_plan as plan;
+
+mod boot;
+mod guard;
+mod interrupts;
+mod layout;
+mod life;
+mod machine;
+mod vcpu;
+mod vm;
+
+pub use boot::BootError;
+pub use life::End;
+pub use machine::BuildError;
+pub use vm::{Runner, Vm};

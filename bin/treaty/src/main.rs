@@ -6,6 +6,7 @@ mod completions;
 mod ctl;
 mod doctor;
 mod output;
+mod run;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(run::Args),
     Ctl(ctl::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     output::start_logging(cli.verbose);
     let result = match cli.command {
+        Command::Run(args) => run::main(args),
         Command::Ctl(args) => ctl::main(&args),
         Command::Doctor(args) => doctor::main(&args),
         Command::Completions(args) => completions::main::<Cli>(&args),

@@ -1,0 +1,147 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use treaty_bus::Bus;
+use treaty_kvm::{Entry, Vcpu, Vm};
+use treaty_memory::{GuestMemory, Region};
+use treaty_pci::{CONFIG_PORTS, ECAM_LEN, PciRoot};
+
+use super::chipset::Power;
+use super::{BuildError, Host, Machine, chipset, firmware};
+use crate::boot::{self, Boot};
+use crate::layout;
+use crate::plan::MachinePlan;
+use crate::vcpu::Buses;
+
+/// The longest that a vCPU waits for a device that has to drain.
+const ACCESS_LIMIT: Duration = Duration::from_secs(30);
+
+/// A machine half built. Steps fill it; none looks at what a later one does.
+pub(super) struct Build<'a> {
+    pub(super) plan: &'a MachinePlan,
+    pub(super) host: &'a Host,
+    pub(super) memory: GuestMemory,
+    pub(super) vm: Arc<Vm>,
+    pub(super) ports: Bus,
+    pub(super) mmio: Bus,
+    pub(super) pci: Arc<PciRoot>,
+}
+
+/// Builds the machine for one boot.
+pub(crate) fn build(plan: &MachinePlan, host: &Host) -> Result<Machine, BuildError> {
+    let memory = step("memory", || guest_memory(plan))?;
+    let vm = step("virtual machine", || virtual_machine(plan, host, &memory))?;
+    let mut build = Build {
+        plan,
+        host,
+        memory,
+        vm,
+        ports: Bus::new(ACCESS_LIMIT),
+        mmio: Bus::new(ACCESS_LIMIT),
+        pci: PciRoot::new(),
+    };
+    let power = step("chipset", || chipset::add(&mut build))?;
+    step("PCI bus", || add_pci(&mut build))?;
+    let rsdp = step("ACPI tables", || firmware::write_tables(&build))?;
+    let entry = step("kernel", || load_kernel(&build, rsdp))?;
+    let vcpus = step("vCPUs", || create_vcpus(&build, entry))?;
+    Ok(finish(build, vcpus, power))
+}
+
+fn step<T>(name: &'static str, run: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
+    let started = Instant::now();
+    let result = run();
+    tracing::debug!(
+        step = name,
+        ms = started.elapsed().as_millis() as u64,
+        ok = result.is_ok(),
+        "machine build"
+    );
+    result
+}
+
+fn guest_memory(plan: &MachinePlan) -> Result<GuestMemory, BuildError> {
+    let huge_pages = plan.hugepages;
+    let mut regions = Vec::new();
+    for (start, len) in layout::ram(plan.memory.bytes()) {
+        let len = len as usize;
+        let region = if huge_pages {
+            Region::memfd_huge_pages(start, len)
+        } else {
+            Region::memfd(start, len)
+        };
+        let region = region.map_err(|source| BuildError::Memory { source, huge_pages })?;
+        region.advise_huge_pages();
+        regions.push(region);
+    }
+    Ok(GuestMemory::new(regions)?)
+}
+
+fn virtual_machine(plan: &MachinePlan, host: &Host, memory: &GuestMemory) -> Result<Arc<Vm>, BuildError> {
+    let vm = host.kvm.create_vm(plan.cpus)?;
+    for (slot, region) in (0..).zip(memory.regions()) {
+        map_region(&vm, slot, region)?;
+    }
+    Ok(Arc::new(vm))
+}
+
+#[allow(unsafe_code)]
+fn map_region(vm: &Vm, slot: u32, region: &Region) -> Result<(), BuildError> {
+    let len = region.len() as u64;
+    // SAFETY: the machine keeps its `GuestMemory` until its vCPU threads have been joined, and nothing makes Rust
+    // references to guest memory.
+    Ok(unsafe { vm.map_memory(slot, region.guest_start(), len, region.host_address()) }?)
+}
+
+fn add_pci(build: &mut Build<'_>) -> Result<(), BuildError> {
+    let window_32 = layout::PCI_WINDOW_32;
+    let window_64 = layout::pci_window_64(build.plan.memory.bytes());
+    build
+        .ports
+        .register(CONFIG_PORTS..CONFIG_PORTS + 8, build.pci.ports())?;
+    let ecam = layout::PCI_ECAM_START;
+    build.mmio.register(ecam..ecam + ECAM_LEN, build.pci.ecam())?;
+    for window in [window_32, window_64] {
+        let target = build.pci.window(window.start);
+        build.mmio.register(window, target)?;
+    }
+    Ok(())
+}
+
+fn load_kernel(build: &Build<'_>, rsdp: u64) -> Result<Entry, BuildError> {
+    let plan = build.plan;
+    let kernel = plan.kernel.as_deref().unwrap_or_else(|| "".as_ref());
+    let memory_map = layout::memory_map(plan.memory.bytes(), ECAM_LEN);
+    let boot = Boot {
+        kernel,
+        initrd: plan.initrd.as_deref(),
+        cmdline: &plan.cmdline,
+        memory_map: &memory_map,
+        rsdp,
+    };
+    Ok(boot::load(&boot, &build.memory)?)
+}
+
+/// The first starts the kernel, the others wait for it to wake them.
+fn create_vcpus(build: &Build<'_>, entry: Entry) -> Result<Vec<Vcpu>, BuildError> {
+    let vcpus = (0..build.plan.cpus)
+        .map(|index| build.vm.create_vcpu(index))
+        .collect::<Result<Vec<_>, _>>()?;
+    if let Some(first) = vcpus.first() {
+        first.start_at(entry)?;
+    }
+    Ok(vcpus)
+}
+
+fn finish(build: Build<'_>, vcpus: Vec<Vcpu>, power: Power) -> Machine {
+    Machine {
+        vcpus,
+        buses: Buses {
+            ports: Arc::new(build.ports),
+            memory: Arc::new(build.mmio),
+        },
+        life: build.host.life.clone(),
+        power,
+        _memory: build.memory,
+    }
+}

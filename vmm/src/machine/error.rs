@@ -1,0 +1,64 @@
+use treaty_bus::BusError;
+use treaty_chardev::ChardevError;
+use treaty_kvm::KvmError;
+use treaty_memory::{MemoryError, RegionError};
+use treaty_tables::TooLarge;
+
+use crate::boot::BootError;
+use crate::plan::PlanError;
+
+/// A machine cannot be built from its plan on this host. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The plan itself.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The host's KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Guest memory.
+    #[error("{source}{}", memory_hint(*.huge_pages))]
+    Memory {
+        /// What was wrong.
+        source: RegionError,
+        /// They were asked for.
+        huge_pages: bool,
+    },
+    /// Kernel, initrd, command line.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A character endpoint.
+    #[error("{what}: {source}")]
+    Endpoint {
+        /// Whose.
+        what: String,
+        /// Why not.
+        source: ChardevError,
+    },
+    /// A thread could not be started.
+    #[error("cannot start {what}: {source}")]
+    Thread {
+        /// What it was for.
+        what: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The board's addresses collide: a bug.
+    #[error("machine layout: {0}")]
+    Bus(#[from] BusError),
+    /// Guest memory regions or boot data do not fit: a bug.
+    #[error("machine layout: {0}")]
+    Layout(#[from] MemoryError),
+    /// ACPI tables do not fit.
+    #[error("machine layout: {0}")]
+    Tables(#[from] TooLarge),
+}
+
+fn memory_hint(huge_pages: bool) -> &'static str {
+    if huge_pages {
+        ": reserve enough pages of 2 MiB in /proc/sys/vm/nr_hugepages, or leave out --hugepages"
+    } else {
+        ""
+    }
+}

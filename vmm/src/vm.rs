@@ -1,0 +1,141 @@
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use treaty_kvm::Kvm;
+
+use crate::api::{Control, ControlError, DeviceInfo, MachineState, MachineStatus};
+use crate::life::{End, Life};
+use crate::machine::{self, BuildError, Host, Machine, Power, SerialEndpoint};
+use crate::plan::MachinePlan;
+
+/// A machine that has been built and not run yet.
+pub struct Runner {
+    vm: Vm,
+    host: Host,
+    first: Machine,
+}
+
+/// A handle of a machine: any thread may hold one, and it may outlive the machine.
+#[derive(Clone)]
+pub struct Vm(Arc<Shared>);
+
+struct Shared {
+    plan: MachinePlan,
+    life: Arc<Life>,
+    started: Instant,
+    /// The parts of the current boot.
+    current: Mutex<Option<Current>>,
+}
+
+struct Current {
+    power: Power,
+}
+
+impl Runner {
+    /// Opens what the plan names and builds the machine. On error nothing was changed.
+    pub fn new(plan: MachinePlan) -> Result<Self, BuildError> {
+        plan.check()?;
+        let kvm = Kvm::open()?;
+        let life = Arc::new(Life::default());
+        let serial = SerialEndpoint::open(&plan.serial, &life)?;
+        let host = Host {
+            kvm,
+            life: life.clone(),
+            serial,
+        };
+        let first = machine::build(&plan, &host)?;
+        let shared = Shared {
+            plan,
+            life,
+            started: Instant::now(),
+            current: Mutex::default(),
+        };
+        Ok(Self {
+            vm: Vm(Arc::new(shared)),
+            host,
+            first,
+        })
+    }
+
+    /// For controlling it from other threads.
+    pub fn vm(&self) -> Vm {
+        self.vm.clone()
+    }
+
+    /// Runs until the guest switches the machine off, somebody quits it, or it crashes. A reset builds it again.
+    pub fn run(self) -> Result<End, BuildError> {
+        let Self { vm, host, first } = self;
+        let mut machine = first;
+        loop {
+            vm.set_current(Some(Current {
+                power: machine.power.clone(),
+            }));
+            let end = machine.run();
+            vm.set_current(None);
+            host.life.close(&end);
+            if end != End::Reset {
+                return Ok(end);
+            }
+            tracing::info!("the guest rebooted");
+            machine = machine::build(&vm.0.plan, &host)?;
+        }
+    }
+}
+
+impl Vm {
+    fn set_current(&self, current: Option<Current>) {
+        *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = current;
+    }
+
+    fn with_current<R>(&self, then: impl FnOnce(&Current) -> R) -> Result<R, ControlError> {
+        let current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current
+            .as_ref()
+            .map(then)
+            .ok_or_else(|| ControlError::State(self.0.life.state()))
+    }
+}
+
+impl Control for Vm {
+    fn status(&self) -> MachineStatus {
+        MachineStatus {
+            state: self.0.life.state(),
+            pid: std::process::id(),
+            cpus: self.0.plan.cpus,
+            memory_bytes: self.0.plan.memory.bytes(),
+            uptime_seconds: self.0.started.elapsed().as_secs_f64(),
+            reboots: self.0.life.reboots(),
+        }
+    }
+
+    fn pause(&self) -> Result<(), ControlError> {
+        self.0.life.pause()
+    }
+
+    fn resume(&self) -> Result<(), ControlError> {
+        self.0.life.resume()
+    }
+
+    fn power_button(&self) -> Result<(), ControlError> {
+        self.with_current(|current| {
+            current
+                .power
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .device()
+                .press_power_button();
+        })
+    }
+
+    fn quit(&self) -> Result<(), ControlError> {
+        if self.0.life.state() == MachineState::Stopped {
+            return Err(ControlError::State(MachineState::Stopped));
+        }
+        self.0.life.end(End::Quit);
+        Ok(())
+    }
+
+    fn devices(&self) -> Vec<DeviceInfo> {
+        Vec::new()
+    }
+}
