@@ -8,7 +8,7 @@
 //! - L2: a guest of `treaty run` in L1, with a stock Debian kernel and a small initramfs.
 //!
 //! Owns: fetching and unpacking the packages ([`Cache`]), the two initramfs images, booting L1 ([`Lab`]), running
-//! guests in it and judging them ([`GuestTest`]), and the suite of tests that need a real Linux guest ([`suite`]).
+//! guests in it and judging them ([`GuestTest`]), building and reading the probe ([`build_probe`]), and the suite of tests that need a real Linux guest ([`suite`]).
 //!
 //! Must not know: how the monitor works. It uses the `treaty` program as an operator would.
 
@@ -22,6 +22,7 @@ mod initramfs;
 mod kernel;
 mod l1;
 mod modules;
+mod probe;
 mod qemu;
 pub mod suite;
 mod tools;
@@ -32,4 +33,5 @@ pub use cache::{Cache, KernelFiles};
 pub use cache::{target_dir, workspace_root};
 pub use guest::{Expect, Guest, GuestTest, Image, Kernel};
 pub use l1::{L1Script, Lab, Outcome};
+pub use probe::{PROBE_PASSED, ProbeFigures, ProbeMachine, ProbeReport, build_probe};
 pub use tools::ensure_host_tools;

@@ -4,6 +4,7 @@
 
 mod cargo;
 mod lab;
+mod probe;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -19,10 +20,13 @@ struct Cli {
 enum Task {
     /// Build the lab, boot it, and run tests in it.
     Lab(lab::Args),
+    /// Build the probe guest, and run it under QEMU if asked.
+    Probe(probe::Args),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Lab(args) => lab::main(&args),
+        Task::Probe(args) => probe::main(&args),
     }
 }
