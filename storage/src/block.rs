@@ -1,4 +1,5 @@
 use std::io;
+use std::path::PathBuf;
 
 use treaty_buffers::IoBuffers;
 use treaty_worker::Turn;
@@ -75,7 +76,7 @@ pub struct Finished {
     pub tag: u32,
     /// Done, or why not. Partial transfers do not exist: they are continued inside.
     pub result: Result<(), StorageError>,
-    /// The request's buffers, for reuse.
+    /// The request's buffers, for reuse. Their start may have been [advanced](IoBuffers::advance) past.
     pub buffers: IoBuffers,
 }
 
@@ -91,6 +92,14 @@ pub enum StorageError {
     /// The image cannot do it.
     #[error("{0} is not supported by this image")]
     Unsupported(&'static str),
+    /// The image was not opened.
+    #[error("{}: {reason}", path.display())]
+    Refused {
+        /// The image.
+        path: PathBuf,
+        /// Why, and what to do about it.
+        reason: String,
+    },
     /// The host failed.
     #[error("{action}: {source}")]
     Host {
@@ -111,7 +120,8 @@ pub trait BlockImage: Send + Sync {
 
 /// Submits requests and reaps their ends. Lives on one worker, inside a task that does no other host operations.
 pub trait BlockQueue: Send {
-    /// Starts a request. Never blocks; an invalid request finishes with an error at the next [`poll`](Self::poll).
+    /// Starts a request. Never blocks. Some requests finish without the host (invalid ones, those of memory images): call
+    /// [`poll`](Self::poll) after submitting, before the task idles.
     fn submit(&mut self, turn: &mut Turn<'_>, request: Request);
     /// Takes host completions from `turn` and appends what is finished to `done`.
     fn poll(&mut self, turn: &mut Turn<'_>, done: &mut Vec<Finished>);

@@ -167,6 +167,34 @@ impl IoBuffers {
         done
     }
 
+    /// Copies bytes from the start of this list to the start of `dst`; returns how many (the shorter of both).
+    pub fn copy_to_buffers(&self, dst: &mut Self) -> usize {
+        let mut done = 0;
+        let mut targets = dst.ranges.iter();
+        let (mut to, mut room) = (std::ptr::null_mut::<u8>(), 0);
+        for range in &self.ranges {
+            let mut taken = 0;
+            while taken < range.iov_len {
+                if room == 0 {
+                    let Some(target) = targets.next() else {
+                        return done;
+                    };
+                    (to, room) = (target.iov_base.cast(), target.iov_len);
+                }
+                let count = (range.iov_len - taken).min(room);
+                let from = range.iov_base.cast::<u8>().wrapping_add(taken);
+                // SAFETY: both parts lie inside ranges that `push_raw`'s contract keeps mapped, and no reference to
+                // them exists. `copy` allows them to overlap: a guest may name the same memory in both lists.
+                unsafe { std::ptr::copy(from, to, count) };
+                to = to.wrapping_add(count);
+                room -= count;
+                taken += count;
+                done += count;
+            }
+        }
+        done
+    }
+
     /// Sets every byte to `value`.
     pub fn fill(&mut self, value: u8) {
         for range in &self.ranges {
@@ -209,6 +237,14 @@ mod tests {
         assert_eq!(part.copy_to(&mut out), 5);
         assert_eq!(out, [8, 9, 10, 11, 12]);
         assert!(whole.slice(12, 5).is_none());
+        let copy = AlignedBlock::new(16, 8);
+        assert_eq!(whole.copy_to_buffers(&mut copy.buffers()), 16);
+        let mut back = [0; 16];
+        copy.buffers().copy_to(&mut back);
+        assert_eq!(back.to_vec(), (0..16).collect::<Vec<u8>>());
+        assert_eq!(list.copy_to_buffers(&mut whole.slice(9, 3).unwrap()), 3);
+        assert_eq!(whole.slice(8, 5).unwrap().copy_to(&mut out), 5);
+        assert_eq!(out, [8, 0, 1, 2, 12]);
         whole.advance(12);
         assert_eq!((whole.len(), whole.iovecs().len()), (4, 1));
         whole.truncate(1);

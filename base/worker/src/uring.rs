@@ -55,7 +55,7 @@ pub(crate) struct Uring {
 impl Uring {
     /// Makes a ring for the calling thread, which must be the only one to use it.
     pub(crate) fn new(mailbox: RawFd) -> io::Result<Self> {
-        let mut ring = build()?;
+        let ring = build()?;
         let parameters = ring.params();
         if !parameters.is_feature_ext_arg() || !parameters.is_feature_nodrop() {
             return Err(io::Error::new(
@@ -66,8 +66,6 @@ impl Uring {
         let submitter = ring.submitter();
         submitter.register_restrictions(&mut ALLOWED.map(Restriction::sqe_op))?;
         submitter.register_enable_rings()?;
-        drop(submitter);
-        let _ = ring.completion();
         let mut engine = Self {
             ring,
             backlog: VecDeque::with_capacity(SUBMISSION_ENTRIES as usize),

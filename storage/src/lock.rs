@@ -1,0 +1,59 @@
+use std::fs::File;
+use std::io;
+
+use crate::sys;
+
+/// What an image's user may do, as bit numbers of the locking protocol that QEMU's file driver uses too: whoever holds
+/// permission `n` has a shared lock on byte `100 + n`, whoever denies it to others on byte `200 + n`. A user takes its
+/// locks first and then looks for locks of others that contradict them, so of two that start at once at least one gives up.
+const HOLDS: i64 = 100;
+const DENIES: i64 = 200;
+
+const CONSISTENT_READ: i64 = 0;
+const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
+
+/// Why an image is not ours.
+pub(crate) enum LockError {
+    /// Another process (or another disk of this one) has it.
+    Taken,
+    /// The file system cannot lock.
+    Host(io::Error),
+}
+
+impl From<io::Error> for LockError {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => Self::Taken,
+            _ => Self::Host(error),
+        }
+    }
+}
+
+/// Locks an image for as long as the file is open: a writer excludes everybody who writes or wants no writer, readers
+/// exclude writers.
+pub(crate) fn lock(file: &File, read_only: bool) -> Result<(), LockError> {
+    let held: &[i64] = if read_only {
+        &[CONSISTENT_READ]
+    } else {
+        &[CONSISTENT_READ, WRITE]
+    };
+    let denied = [WRITE, RESIZE];
+    for permission in held {
+        sys::lock_byte(file, HOLDS + permission)?;
+    }
+    for permission in denied {
+        sys::lock_byte(file, DENIES + permission)?;
+    }
+    for permission in held {
+        if sys::is_byte_locked(file, DENIES + permission)? {
+            return Err(LockError::Taken);
+        }
+    }
+    for permission in denied {
+        if sys::is_byte_locked(file, HOLDS + permission)? {
+            return Err(LockError::Taken);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+mod image;
+mod queue;
+mod step;
+
+pub(crate) use image::{RawFile, RawImage};

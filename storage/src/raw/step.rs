@@ -1,0 +1,199 @@
+use std::io;
+
+use treaty_buffers::{AlignedBlock, IoBuffers};
+use treaty_worker::OpKind;
+
+use super::image::RawFile;
+use crate::{RequestKind, StorageError};
+
+/// How the next part of a request is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Between the request's own buffers and the file.
+    Read,
+    Write,
+    /// Through an aligned block of ours, because O_DIRECT refuses the request's buffers.
+    ReadBounced,
+    WriteBounced,
+    Flush,
+    /// Free the space; it reads as zeroes afterwards. Whether that may be left out depends on the request.
+    Punch,
+    /// Zero without data and keep the space.
+    ZeroRange,
+    /// Write zeroes from memory, a chunk at a time.
+    ZeroFill,
+}
+
+impl Step {
+    /// True if the operation works on the request's own buffers (or on none).
+    pub(crate) fn uses_own_buffers(self) -> bool {
+        !matches!(self, Self::ReadBounced | Self::WriteBounced | Self::ZeroFill)
+    }
+}
+
+/// Times an operation is tried again when the host says EINTR or EAGAIN.
+const MAX_RETRIES: u16 = 64;
+
+/// A request between its submission and its end.
+pub(crate) struct Active {
+    pub(crate) tag: u32,
+    pub(crate) kind: RequestKind,
+    pub(crate) step: Step,
+    pub(crate) durable: bool,
+    /// Where the next operation starts, and what is left from there, in bytes.
+    pub(crate) offset: u64,
+    pub(crate) left: u64,
+    /// Length of its own data, in bytes.
+    pub(crate) data_len: u64,
+    /// Times that the host asked to try again, without progress in between.
+    pub(crate) retries: u16,
+    /// The request's buffers while the operation has others.
+    pub(crate) parked: IoBuffers,
+    pub(crate) bounce: Option<AlignedBlock>,
+}
+
+impl Active {
+    pub(crate) fn new(tag: u32, kind: RequestKind, data_len: usize) -> Self {
+        let (step, offset, left, durable) = match kind {
+            RequestKind::Read { offset } => (Step::Read, offset, data_len as u64, false),
+            RequestKind::Write { offset, durable } => (Step::Write, offset, data_len as u64, durable),
+            RequestKind::Flush => (Step::Flush, 0, 0, false),
+            RequestKind::Discard { offset, len } => (Step::Punch, offset, len, false),
+            RequestKind::WriteZeroes { offset, len, unmap } => {
+                let step = if unmap { Step::Punch } else { Step::ZeroRange };
+                (step, offset, len, false)
+            }
+        };
+        Self {
+            tag,
+            kind,
+            step,
+            durable,
+            offset,
+            left,
+            data_len: data_len as u64,
+            retries: 0,
+            parked: IoBuffers::new(),
+            bounce: None,
+        }
+    }
+
+    /// Leaves out steps that the file is known not to be able to do. True if nothing is left.
+    pub(crate) fn skip_impossible(&mut self, file: &RawFile) -> bool {
+        if self.step == Step::Punch && file.state.no_holes.get() {
+            if matches!(self.kind, RequestKind::Discard { .. }) {
+                return true;
+            }
+            self.step = Step::ZeroRange;
+        }
+        if self.step == Step::ZeroRange && file.state.no_zero_range.get() {
+            self.step = Step::ZeroFill;
+        }
+        self.left == 0 && self.step != Step::Flush
+    }
+
+    pub(crate) fn op_kind(&self) -> OpKind {
+        let allocate = |mode| OpKind::Allocate {
+            mode: mode | libc::FALLOC_FL_KEEP_SIZE,
+            offset: self.offset,
+            len: self.left,
+        };
+        match self.step {
+            Step::Read | Step::ReadBounced => OpKind::ReadAt(self.offset),
+            Step::Write | Step::WriteBounced if self.durable => OpKind::WriteAtDsync(self.offset),
+            Step::Write | Step::WriteBounced | Step::ZeroFill => OpKind::WriteAt(self.offset),
+            Step::Flush => OpKind::DataSync,
+            Step::Punch => allocate(libc::FALLOC_FL_PUNCH_HOLE),
+            Step::ZeroRange => allocate(libc::FALLOC_FL_ZERO_RANGE),
+        }
+    }
+
+    /// The operation moved `count` bytes between the file and `buffers`. Answers the request's end; `None` if it goes on,
+    /// with `buffers` being what is left of the request's.
+    pub(crate) fn moved(
+        &mut self,
+        file: &RawFile,
+        count: u64,
+        buffers: &mut IoBuffers,
+    ) -> Option<Result<(), StorageError>> {
+        if matches!(self.step, Step::Flush | Step::Punch | Step::ZeroRange) {
+            return Some(Ok(()));
+        }
+        let count = count.min(self.left);
+        let bytes = count as usize;
+        if !self.step.uses_own_buffers() {
+            let mut part = std::mem::replace(buffers, std::mem::take(&mut self.parked));
+            if self.step == Step::ReadBounced {
+                part.truncate(bytes);
+                part.copy_to_buffers(buffers);
+            }
+        }
+        if count == self.left {
+            return Some(Ok(()));
+        }
+        if count == 0 {
+            return Some(Err(self.stuck(file)));
+        }
+        buffers.advance(bytes);
+        self.offset += count;
+        self.left -= count;
+        self.retries = 0;
+        None
+    }
+
+    /// The operation failed. Answers as [`moved`](Self::moved) does.
+    pub(crate) fn failed(
+        &mut self,
+        file: &RawFile,
+        error: io::Error,
+        buffers: &mut IoBuffers,
+    ) -> Option<Result<(), StorageError>> {
+        if !self.step.uses_own_buffers() {
+            *buffers = std::mem::take(&mut self.parked);
+        }
+        match (error.raw_os_error(), self.step) {
+            (Some(libc::EINTR | libc::EAGAIN), _) if self.retries < MAX_RETRIES => {
+                self.retries += 1;
+                return None;
+            }
+            (Some(libc::EOPNOTSUPP | libc::ENOSYS), Step::Punch) => file.state.no_holes.set(),
+            (Some(libc::EOPNOTSUPP | libc::ENOSYS), Step::ZeroRange) => file.state.no_zero_range.set(),
+            (_, Step::Flush) => {
+                file.state.lost_writes.set();
+                return Some(Err(self.error(file, error)));
+            }
+            _ => return Some(Err(self.error(file, error))),
+        }
+        self.skip_impossible(file).then_some(Ok(()))
+    }
+
+    /// The error of an operation that moved nothing.
+    #[cold]
+    fn stuck(&self, file: &RawFile) -> StorageError {
+        let (kind, text) = match self.step {
+            Step::Read | Step::ReadBounced => (
+                io::ErrorKind::UnexpectedEof,
+                "the file has become shorter than the disk",
+            ),
+            _ => (io::ErrorKind::WriteZero, "the host wrote nothing"),
+        };
+        self.error(file, io::Error::new(kind, text))
+    }
+
+    /// The error of a host that failed.
+    #[cold]
+    pub(crate) fn error(&self, file: &RawFile, source: io::Error) -> StorageError {
+        let action = match self.kind {
+            RequestKind::Read { .. } => "read of",
+            RequestKind::Write { .. } => "write to",
+            RequestKind::Flush => "flush of",
+            RequestKind::Discard { .. } => "discard in",
+            RequestKind::WriteZeroes { .. } => "zeroing in",
+        };
+        let mut text = format!("{action} {}", file.path.display());
+        if self.step != Step::Flush {
+            text += &format!(" at byte {} ({} bytes left)", self.offset, self.left);
+        }
+        StorageError::Host { action: text, source }
+    }
+}

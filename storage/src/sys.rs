@@ -1,0 +1,64 @@
+//! Thin wrappers of the system calls that the standard library lacks.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Logical block size of a block device in bytes.
+pub(crate) fn logical_block_size(file: &File) -> io::Result<u32> {
+    let mut size: libc::c_int = 0;
+    // SAFETY: BLKSSZGET writes one int; `size` is one and lives. Any other kind of file answers ENOTTY.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKSSZGET, &raw mut size) })?;
+    u32::try_from(size).map_err(io::Error::other)
+}
+
+/// Physical block size of a block device in bytes.
+pub(crate) fn physical_block_size(file: &File) -> io::Result<u32> {
+    let mut size: libc::c_uint = 0;
+    // SAFETY: BLKPBSZGET writes one unsigned int; `size` is one and lives.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::BLKPBSZGET, &raw mut size) })?;
+    Ok(size)
+}
+
+/// Clears O_NONBLOCK, with which a file may have been opened so that opening does not wait.
+pub(crate) fn set_blocking(file: &File) -> io::Result<()> {
+    let fd = file.as_raw_fd();
+    // SAFETY: F_GETFL takes no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    check(flags)?;
+    // SAFETY: F_SETFL takes no pointers.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK) })
+}
+
+fn one_byte(kind: i32, byte: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// Takes a shared lock of one byte for the open file description. Does not wait.
+pub(crate) fn lock_byte(file: &File, byte: i64) -> io::Result<()> {
+    let lock = one_byte(libc::F_RDLCK, byte);
+    // SAFETY: F_OFD_SETLK reads one flock, which lives.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+}
+
+/// True if somebody else has a lock of that byte.
+pub(crate) fn is_byte_locked(file: &File, byte: i64) -> io::Result<bool> {
+    let mut lock = one_byte(libc::F_WRLCK, byte);
+    // SAFETY: F_OFD_GETLK reads and writes one flock, which lives.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
