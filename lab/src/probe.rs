@@ -71,7 +71,7 @@ impl ProbeMachine<'_> {
     /// The suffix of QEMU's virtio device names on this machine: `virtio-blk-pci`, `virtio-blk-device`.
     pub fn device_suffix(&self) -> &'static str {
         match self.machine {
-            "microvm" => "device",
+            name if name.starts_with("microvm") => "device",
             _ => "pci",
         }
     }
@@ -117,6 +117,8 @@ pub struct ProbeReport {
     pub figures: Vec<ProbeFigures>,
     /// Frames that came back.
     pub echoes: u64,
+    /// What was left out, and why.
+    pub skipped: Vec<String>,
     /// What failed, in the probe's words.
     pub errors: Vec<String>,
     /// Workloads passed and failed, from the last line; `None` if the probe did not get that far.
@@ -135,6 +137,10 @@ enum Line {
     Device {
         device: String,
         kind: String,
+    },
+    Skipped {
+        device: String,
+        skipped: String,
     },
     Echoes {
         echoes: u64,
@@ -168,6 +174,7 @@ impl ProbeReport {
                     report.errors.push(format!("{workload} on {device}: {error}"));
                 }
                 Line::Device { device, kind } => report.devices.push((device, kind)),
+                Line::Skipped { device, skipped } => report.skipped.push(format!("{device}: {skipped}")),
                 Line::Echoes { echoes } => report.echoes += echoes,
                 Line::Done { passed, failed } => report.done = Some((passed, failed)),
                 Line::Other {} => {}

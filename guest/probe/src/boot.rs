@@ -23,7 +23,7 @@ const COMMAND_LINE_MAX: usize = 4096;
 
 /// The command line, or "" if the loader gave none (or one that is not UTF-8).
 pub fn command_line(start_info: u64) -> &'static str {
-    if start_info == 0 || start_info % 4 != 0 {
+    if start_info == 0 || !start_info.is_multiple_of(4) {
         return "";
     }
     // SAFETY: the loader passes the structure's address; all memory below 4 GiB is identity mapped and readable.

@@ -14,6 +14,9 @@ pub struct Clock {
     pub source: &'static str,
 }
 
+/// Name, and how to ask.
+type Source = (&'static str, fn() -> Option<u64>);
+
 const HYPERVISOR_LEAF: u32 = 0x4000_0000;
 const TIMING_LEAF: u32 = 0x4000_0010;
 const CRYSTAL_LEAF: u32 = 0x15;
@@ -32,7 +35,7 @@ impl Clock {
     /// Uses `given_khz` if there is one, else asks the hypervisor (CPUID 0x40000010, kvmclock), the processor
     /// (CPUID 0x15), and at last the interval timer.
     pub fn calibrate(given_khz: Option<u64>) -> Self {
-        let sources: [(&str, fn() -> Option<u64>); 4] = [
+        let sources: [Source; 4] = [
             ("cpuid-0x40000010", from_timing_leaf),
             ("kvmclock", from_kvmclock),
             ("cpuid-0x15", from_crystal_leaf),

@@ -12,7 +12,7 @@ use crate::measure::Mode;
 use crate::params::{MmioRow, Params};
 use crate::pci::Pci;
 use crate::window::Window;
-use crate::work::{Tally, run_device};
+use crate::work::{Place, Tally, run_device};
 
 /// A virtio-mmio place.
 struct MmioPlace {
@@ -27,12 +27,25 @@ impl fmt::Display for MmioPlace {
     }
 }
 
+impl Place for MmioPlace {
+    fn has_interrupt(&self) -> bool {
+        self.gsi.is_some()
+    }
+}
+
 /// A function on PCI.
 struct PciPlace(Function);
 
 impl fmt::Display for PciPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pci {}", self.0)
+    }
+}
+
+impl Place for PciPlace {
+    /// MSI-X, which every virtio device on PCI has.
+    fn has_interrupt(&self) -> bool {
+        true
     }
 }
 
@@ -85,12 +98,8 @@ fn run_mmio(params: &Params, clock: &Clock, row: &MmioRow, index: u64, tally: &m
         // SAFETY: the command line, or the machine's layout, says that there is a device.
         let window = unsafe { Window::new(place.base, place.len) };
         let window = window.ok_or(DriverError::NotVirtio("address"))?;
-        match (mode, place.gsi) {
-            (Mode::Polled, _) => {}
-            (Mode::Interrupt, Some(gsi)) => interrupts::route(gsi),
-            (Mode::Interrupt, None) => {
-                return Err(DriverError::Request("interrupt unknown: give mmio=..,GSI"));
-            }
+        if let (Mode::Interrupt, Some(gsi)) = (mode, place.gsi) {
+            interrupts::route(gsi);
         }
         MmioTransport::probe(window)?.ok_or(DriverError::NotVirtio("no device"))
     };

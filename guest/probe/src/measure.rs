@@ -146,7 +146,7 @@ pub fn wait<T: Transport, D: DmaMemory>(
     }
     core::hint::spin_loop();
     *spins = spins.wrapping_add(1);
-    if *spins % 1024 == 0 {
+    if spins.is_multiple_of(1024) {
         stretch.check()?;
     }
     Ok(false)

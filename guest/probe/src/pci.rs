@@ -66,12 +66,11 @@ impl PciBus for Pci {
     fn map(&self, addr: u64, len: u64) -> Option<Window> {
         // Below the first device hole of any PC there is only RAM, ours included: a BAR there is a lie.
         const LOWEST: u64 = 1 << 30;
-        // SAFETY: a BAR's range, above anything the probe uses.
-        if addr >= LOWEST {
-            unsafe { Window::new(addr, len) }
-        } else {
-            None
+        if addr < LOWEST {
+            return None;
         }
+        // SAFETY: a BAR's range, above anything the probe uses.
+        unsafe { Window::new(addr, len) }
     }
 }
 

@@ -54,12 +54,18 @@ pub struct Tally {
     pub failed: u32,
 }
 
+/// A place where a device is, as the report names it.
+pub trait Place: fmt::Display {
+    /// False if nobody knows which interrupt is the device's: it can only be polled.
+    fn has_interrupt(&self) -> bool;
+}
+
 /// Runs every workload for the device that `open` opens, in every mode and layout that was asked for. `open` gets the
 /// mode, because MSI-X is set up with the transport.
 pub fn run_device<T: Transport<Registers = Window>>(
     params: &Params,
     clock: &Clock,
-    place: &dyn fmt::Display,
+    place: &impl Place,
     mut open: impl FnMut(Mode) -> Result<T, DriverError>,
     tally: &mut Tally,
 ) {
@@ -73,7 +79,15 @@ pub fn run_device<T: Transport<Registers = Window>>(
         id.name(),
         offered.0
     );
-    let modes = [(params.modes.0, Mode::Polled), (params.modes.1, Mode::Interrupt)];
+    let modes = [
+        (params.modes.0, Mode::Polled),
+        (params.modes.1 && place.has_interrupt(), Mode::Interrupt),
+    ];
+    if params.modes.1 && !place.has_interrupt() {
+        say!(
+            "PROBE {{\"device\":\"{place}\",\"skipped\":\"interrupt mode: unknown interrupt, see mmio= and virtio_mmio.device=\"}}"
+        );
+    }
     let packed = offered.has(feature::RING_PACKED);
     let rings = [
         (params.rings.0, Features::NONE),
