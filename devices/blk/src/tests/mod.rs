@@ -1,6 +1,7 @@
 //! The queue's loop against a driver ring and a scripted image, turn by turn on one thread.
 
 mod chains;
+mod cost;
 mod disk;
 mod durability;
 mod hostile;

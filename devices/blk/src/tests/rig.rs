@@ -113,11 +113,12 @@ impl Ask {
     }
 }
 
-pub struct Rig {
+pub struct Rig<I: BlockImage = ScriptedImage> {
     pub memory: GuestMemory,
     pub driver: DriverRing<QueueMemory>,
     pub task: Box<BlkQueue>,
-    pub image: ScriptedImage,
+    pub image: I,
+    pub turns: u64,
     pub shared: Arc<Shared>,
     pub counters: DeviceCounters,
     pub told: Arc<Told>,
@@ -171,8 +172,8 @@ impl Reactor for NoReactor {
     }
 }
 
-impl Rig {
-    pub fn new(image: ScriptedImage, options: Options) -> Self {
+impl<I: BlockImage> Rig<I> {
+    pub fn new(image: I, options: Options) -> Self {
         let region = |at| Region::memfd(at, REGION as usize).unwrap();
         let memory = GuestMemory::new(vec![region(0), region(REGION)]).unwrap();
         let limits = Limits::new(&options.config, &image.capabilities());
@@ -203,6 +204,7 @@ impl Rig {
             driver,
             task,
             image,
+            turns: 0,
             shared,
             counters,
             told,
@@ -236,6 +238,7 @@ impl Rig {
     }
 
     pub fn turn(&mut self) -> Progress {
+        self.turns += 1;
         self.task.turn(&mut Turn::new(&mut self.reactor, self.stopping))
     }
 
@@ -336,7 +339,7 @@ impl Rig {
 
 fn start(
     memory: &GuestMemory,
-    image: &ScriptedImage,
+    image: &dyn BlockImage,
     shared: &Arc<Shared>,
     told: &Arc<Told>,
     options: &Options,
