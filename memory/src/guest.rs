@@ -1,3 +1,4 @@
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use treaty_buffers::IoBuffers;
@@ -9,7 +10,24 @@ use crate::{HostRange, Region};
 /// A change of layout (vhost-user memory tables, hot-plug) makes a new `GuestMemory`; queues that run keep the one
 /// that they were started with until they are stopped.
 #[derive(Clone)]
-pub struct GuestMemory(Arc<Vec<Region>>);
+pub struct GuestMemory {
+    regions: Arc<Vec<Region>>,
+    largest: Largest,
+}
+
+/// The largest region once more, beside the pointer to all: almost every address lies in it, and translating one then
+/// touches nothing else.
+#[derive(Clone, Copy)]
+struct Largest {
+    start: u64,
+    len: u64,
+    host: NonNull<u8>,
+}
+
+// SAFETY: a copy of one region's numbers; the region itself is Send and Sync and kept by the `Arc` beside it.
+unsafe impl Send for Largest {}
+// SAFETY: as above.
+unsafe impl Sync for Largest {}
 
 /// What was wrong with a guest address or a set of regions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -37,26 +55,53 @@ impl GuestMemory {
                 return Err(MemoryError::Overlap(pair[1].guest_start()));
             }
         }
-        Ok(Self(Arc::new(regions)))
+        let largest = match regions.iter().max_by_key(|region| region.len()) {
+            None => Largest {
+                start: 0,
+                len: 0,
+                host: NonNull::dangling(),
+            },
+            Some(region) => Largest {
+                start: region.guest_start(),
+                len: region.len() as u64,
+                host: region.host(),
+            },
+        };
+        Ok(Self {
+            regions: Arc::new(regions),
+            largest,
+        })
     }
 
     /// The regions, lowest address first.
     pub fn regions(&self) -> &[Region] {
-        &self.0
+        &self.regions
     }
 
     /// Bytes in all regions together.
     pub fn total_len(&self) -> u64 {
-        self.0.iter().map(|region| region.len() as u64).sum()
+        self.regions.iter().map(|region| region.len() as u64).sum()
     }
 
     /// Translates a range that lies in one region. `None` if any byte is outside, or if it crosses a boundary.
+    #[inline]
     pub fn range(&self, addr: u64, len: usize) -> Option<HostRange> {
+        let offset = addr.wrapping_sub(self.largest.start);
+        if offset < self.largest.len && len as u64 <= self.largest.len - offset {
+            // SAFETY: `offset` is below the length of the largest region, which `self.regions` keeps mapped.
+            let ptr = unsafe { self.largest.host.add(offset as usize) };
+            return Some(HostRange { ptr, len });
+        }
+        self.range_in_any(addr, len)
+    }
+
+    fn range_in_any(&self, addr: u64, len: usize) -> Option<HostRange> {
         let (region, offset) = self.find(addr)?;
         region.range(offset, len)
     }
 
     /// Calls `visit` with each host piece of the range in order; whole range checked before the first call.
+    #[inline]
     pub fn for_each_piece(
         &self,
         addr: u64,
@@ -67,26 +112,33 @@ impl GuestMemory {
             visit(range);
             return Ok(());
         }
+        self.pieces(addr, len, &mut visit)
+    }
+
+    fn pieces(&self, addr: u64, len: usize, visit: &mut dyn FnMut(HostRange)) -> Result<(), MemoryError> {
         self.walk(addr, len, &mut |_| ())?;
-        self.walk(addr, len, &mut visit)
+        self.walk(addr, len, visit)
     }
 
     /// True if every byte of the range is in guest memory.
+    #[inline]
     pub fn contains(&self, addr: u64, len: usize) -> bool {
         self.range(addr, len).is_some() || self.walk(addr, len, &mut |_| ()).is_ok()
     }
 
     /// Appends the range to `list` and makes this memory its owner. Nothing is appended on error.
+    #[inline]
     pub fn push_buffers(&self, addr: u64, len: usize, list: &mut IoBuffers) -> Result<(), MemoryError> {
         self.for_each_piece(addr, len, |piece| {
-            // SAFETY: the piece is mapped while `self.0` lives, which becomes the owner before we return.
+            // SAFETY: the piece is mapped while `self.regions` lives, which becomes the owner before we return.
             unsafe { list.push_raw(piece.ptr.as_ptr(), piece.len) }
         })?;
-        list.set_owner(self.0.clone());
+        list.share_owner(&self.regions);
         Ok(())
     }
 
     /// Copies from guest memory.
+    #[inline]
     pub fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), MemoryError> {
         let mut done = 0;
         let base = dst.as_mut_ptr();
@@ -99,6 +151,7 @@ impl GuestMemory {
     }
 
     /// Copies into guest memory.
+    #[inline]
     pub fn write(&self, addr: u64, src: &[u8]) -> Result<(), MemoryError> {
         let mut done = 0;
         let base = src.as_ptr();
@@ -111,10 +164,10 @@ impl GuestMemory {
 
     fn find(&self, addr: u64) -> Option<(&Region, usize)> {
         let index = self
-            .0
+            .regions
             .partition_point(|region| region.guest_start() <= addr)
             .checked_sub(1)?;
-        let region = self.0.get(index)?;
+        let region = self.regions.get(index)?;
         let offset = usize::try_from(addr - region.guest_start()).ok()?;
         (offset < region.len()).then_some((region, offset))
     }

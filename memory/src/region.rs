@@ -153,6 +153,10 @@ impl Region {
         unsafe { libc::madvise(self.host.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE) };
     }
 
+    pub(crate) fn host(&self) -> NonNull<u8> {
+        self.host
+    }
+
     pub(crate) fn range(&self, offset: usize, len: usize) -> Option<HostRange> {
         let end = offset.checked_add(len)?;
         if end > self.len {

@@ -49,6 +49,22 @@ impl IoBuffers {
         self.bytes = 0;
     }
 
+    /// Empties the list; keeps the capacity and the owner. For a list that serves the same memory again.
+    #[inline]
+    pub fn clear_ranges(&mut self) {
+        self.ranges.clear();
+        self.bytes = 0;
+    }
+
+    /// As [`set_owner`](Self::set_owner), but costs nothing if `owner` is the owner already.
+    #[inline]
+    pub fn share_owner<T: Any + Send + Sync>(&mut self, owner: &Arc<T>) {
+        let same = |now: &Owner| std::ptr::addr_eq(Arc::as_ptr(now), Arc::as_ptr(owner));
+        if !self.owner.as_ref().is_some_and(same) {
+            self.owner = Some(owner.clone());
+        }
+    }
+
     /// Sets who keeps the ranges mapped. Ranges pushed before or after are covered.
     pub fn set_owner(&mut self, owner: Owner) {
         self.owner = Some(owner);
@@ -60,6 +76,7 @@ impl IoBuffers {
     /// The range must be readable and writable memory that stays mapped while the owner set by
     /// [`set_owner`](Self::set_owner) lives, and the owner must be set before the value leaves the caller.
     /// Nothing may hold a Rust reference to the bytes meanwhile.
+    #[inline]
     pub unsafe fn push_raw(&mut self, ptr: *mut u8, len: usize) {
         if len == 0 {
             return;
@@ -72,16 +89,19 @@ impl IoBuffers {
     }
 
     /// Total length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.bytes
     }
 
     /// True if there is no byte in it.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
     /// The ranges, for a system call. Reading the pointers is safe; using them is up to the caller.
+    #[inline]
     pub fn iovecs(&self) -> &[libc::iovec] {
         &self.ranges
     }

@@ -308,7 +308,8 @@ impl Work {
     }
 
     fn recycle(&mut self, mut buffers: IoBuffers) {
-        buffers.clear();
+        // All lists of a queue serve the memory that it was started with.
+        buffers.clear_ranges();
         self.spare.push(buffers);
     }
 

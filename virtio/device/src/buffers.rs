@@ -17,36 +17,33 @@ pub struct ChainWriter<'a> {
 
 struct Cursor<'a> {
     segments: &'a [Segment],
+    /// Bytes of the first segment that are behind us.
     offset: u32,
-    left: u64,
 }
 
 impl<'a> Cursor<'a> {
-    fn new(segments: &'a [Segment]) -> Self {
-        let left = segments.iter().map(|segment| u64::from(segment.len)).sum();
-        Self {
-            segments,
-            offset: 0,
-            left,
-        }
+    fn left(&self) -> u64 {
+        let all: u64 = self.segments.iter().map(|segment| u64::from(segment.len)).sum();
+        all - u64::from(self.offset)
     }
 
     /// Takes up to `limit` bytes that lie in one segment.
+    #[inline]
     fn take(&mut self, limit: usize) -> Option<(u64, usize)> {
         let (first, rest) = self.segments.split_first()?;
-        let count = usize::try_from(first.len - self.offset)
-            .unwrap_or(usize::MAX)
-            .min(limit);
+        let left = first.len - self.offset;
+        let count = (left as usize).min(limit);
         let addr = first.addr.wrapping_add(u64::from(self.offset));
-        self.offset += count as u32;
-        self.left -= count as u64;
-        if self.offset == first.len {
+        if count == left as usize {
             self.segments = rest;
             self.offset = 0;
+        } else {
+            self.offset += count as u32;
         }
         Some((addr, count))
     }
 
+    #[inline]
     fn each(
         &mut self,
         len: usize,
@@ -66,19 +63,21 @@ impl<'a> Cursor<'a> {
 
 impl<'a> ChainReader<'a> {
     /// Over a chain's readable segments.
+    #[inline]
     pub fn new(memory: &'a GuestMemory, segments: &'a [Segment]) -> Self {
         Self {
             memory,
-            cursor: Cursor::new(segments),
+            cursor: Cursor { segments, offset: 0 },
         }
     }
 
     /// Bytes not read yet.
     pub fn remaining(&self) -> u64 {
-        self.cursor.left
+        self.cursor.left()
     }
 
     /// Copies up to `dst.len()` bytes; returns how many there were. An address outside guest memory is an error.
+    #[inline]
     pub fn read(&mut self, dst: &mut [u8]) -> Result<usize, MemoryError> {
         let memory = self.memory;
         self.cursor
@@ -89,12 +88,14 @@ impl<'a> ChainReader<'a> {
     }
 
     /// Copies exactly `N` bytes, or `None` if the chain is shorter or lies outside guest memory.
+    #[inline]
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         (self.read(&mut bytes).ok()? == N).then_some(bytes)
     }
 
     /// Appends the next `len` bytes (or as many as there are) to `list` without copying; returns how many.
+    #[inline]
     pub fn take_buffers(&mut self, len: usize, list: &mut IoBuffers) -> Result<usize, MemoryError> {
         let memory = self.memory;
         self.cursor
@@ -104,19 +105,21 @@ impl<'a> ChainReader<'a> {
 
 impl<'a> ChainWriter<'a> {
     /// Over a chain's writable segments.
+    #[inline]
     pub fn new(memory: &'a GuestMemory, segments: &'a [Segment]) -> Self {
         Self {
             memory,
-            cursor: Cursor::new(segments),
+            cursor: Cursor { segments, offset: 0 },
         }
     }
 
     /// Bytes not written or handed out yet.
     pub fn remaining(&self) -> u64 {
-        self.cursor.left
+        self.cursor.left()
     }
 
     /// Copies up to `src.len()` bytes; returns how many found room.
+    #[inline]
     pub fn write(&mut self, src: &[u8]) -> Result<usize, MemoryError> {
         let memory = self.memory;
         self.cursor
@@ -127,6 +130,7 @@ impl<'a> ChainWriter<'a> {
     }
 
     /// Appends room for the next `len` bytes (or as many as there are) to `list`; returns how many.
+    #[inline]
     pub fn take_buffers(&mut self, len: usize, list: &mut IoBuffers) -> Result<usize, MemoryError> {
         let memory = self.memory;
         self.cursor

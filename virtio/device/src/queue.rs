@@ -96,6 +96,7 @@ impl DeviceQueue {
     /// [completed](Self::complete) before the queue stops.
     ///
     /// A violation is counted, logged once and reported as NEEDS_RESET; from then on there are no more chains.
+    #[inline]
     pub fn next(&mut self, budget: usize) -> Option<Chain<'_>> {
         if self.burst.remaining() == 0 {
             self.fetch(budget);
@@ -108,6 +109,7 @@ impl DeviceQueue {
     }
 
     /// Chains fetched and not yet handed out by [`next`](Self::next): a stopping task hands these out too.
+    #[inline]
     pub fn fetched(&self) -> usize {
         self.burst.remaining()
     }
@@ -129,6 +131,7 @@ impl DeviceQueue {
     }
 
     /// The device is done with a chain and wrote `written` bytes. Seen by the driver after [`publish`](Self::publish).
+    #[inline]
     pub fn complete(&mut self, head: Head, written: u32) {
         self.counters.completed.add(1);
         self.unpublished = true;
@@ -139,6 +142,7 @@ impl DeviceQueue {
     }
 
     /// Makes completions visible and interrupts the driver if it asked for it. Does nothing if there is none.
+    #[inline]
     pub fn publish(&mut self) {
         if !std::mem::take(&mut self.unpublished) {
             return;

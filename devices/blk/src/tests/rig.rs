@@ -277,6 +277,9 @@ impl<I: BlockImage> Rig<I> {
 
     /// Offers a request, not yet published; its token. `None` if the ring is full.
     pub fn offer(&mut self, ask: &Ask) -> Option<u64> {
+        if self.asked.is_empty() && self.next_addr > REGION + REGION / 2 {
+            self.next_addr = BUFFERS_AT;
+        }
         let readable = self.place_all(ask.readable.len(), &ask.readable_cuts);
         let writable = self.place_all(ask.writable, &ask.writable_cuts);
         let mut rest = ask.readable.as_slice();
