@@ -27,7 +27,7 @@ pub(crate) struct Limits {
     /// Bytes; requests are multiples of it.
     pub block_size: u32,
     /// Bytes of a whole request.
-    pub max_request: u64,
+    pub max_request: u32,
     /// Bytes of one segment, as told to the driver.
     pub size_max: u32,
     /// Segments of a request, as told to the driver.
@@ -60,7 +60,7 @@ impl Limits {
             (per_segment - per_segment % MIN_SEGMENT_BYTES).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
         Self {
             block_size: image.block_size,
-            max_request: u64::from(image.max_transfer).min(u64::from(seg_max) * u64::from(MAX_SEGMENT_BYTES)),
+            max_request: image.max_transfer.min(u32::from(seg_max) * MAX_SEGMENT_BYTES),
             size_max,
             seg_max: u32::from(seg_max),
             max_discard_sectors: MAX_DISCARD_SECTORS,
@@ -203,7 +203,7 @@ mod tests {
                     },
                 );
                 let most = u64::from(limits.seg_max) * u64::from(limits.size_max);
-                assert!(most <= limits.max_request && most > 0);
+                assert!(most <= u64::from(limits.max_request) && most > 0);
                 assert!(limits.max_chain() <= 256.min(queue_size));
             }
         }

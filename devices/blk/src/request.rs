@@ -13,8 +13,8 @@ use crate::limits::{Accepted, Limits};
 pub(crate) enum Command {
     /// Fill `len` bytes from `offset`.
     Read { offset: u64, len: u32 },
-    /// Write `len` bytes at `offset`.
-    Write { offset: u64, len: u32 },
+    /// Write the rest of the readable bytes at `offset`.
+    Write { offset: u64 },
     /// Make completed writes durable.
     Flush,
     /// Copy out the ID string.
@@ -80,6 +80,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// `None` if there is no writable byte, or the last one is outside guest memory.
+    #[inline]
     pub(crate) fn find(memory: &GuestMemory, writable: &[Segment]) -> Option<Self> {
         let last = writable.last()?;
         let status_addr = last.addr.checked_add(u64::from(last.len).checked_sub(1)?)?;
@@ -104,21 +105,31 @@ pub(crate) struct Rules<'a> {
 
 impl Rules<'_> {
     /// Takes the header off `reader` and checks it. `room` is the data area's length. virtio 1.3 §5.2.6
+    #[inline]
     pub(crate) fn parse(&self, reader: &mut ChainReader<'_>, room: u64) -> Result<Command, Refusal> {
         let bytes: [u8; size_of::<RequestHeader>()] = reader.read_array().ok_or(Refusal::Invalid(
             "the header is cut short or outside guest memory",
         ))?;
         let header: RequestHeader = zerocopy::transmute!(bytes);
+        let sector = header.sector.get();
         match header.kind.get() {
             request_type::IN => {
-                let (offset, len) = self.transfer(header.sector.get(), room)?;
+                let offset = self.transfer(sector, room)?;
+                // Not longer than the limit.
+                let len = room as u32;
                 Ok(Command::Read { offset, len })
             }
-            request_type::OUT if self.limits.read_only => Err(Refusal::Invalid("the disk is read-only")),
-            request_type::OUT => {
-                let (offset, len) = self.transfer(header.sector.get(), reader.remaining())?;
-                Ok(Command::Write { offset, len })
+            request_type::OUT if !self.limits.read_only => {
+                let offset = self.transfer(sector, reader.remaining())?;
+                Ok(Command::Write { offset })
             }
+            kind => self.parse_other(kind, reader),
+        }
+    }
+
+    fn parse_other(&self, kind: u32, reader: &ChainReader<'_>) -> Result<Command, Refusal> {
+        match kind {
+            request_type::OUT => Err(Refusal::Invalid("the disk is read-only")),
             request_type::FLUSH if self.accepted.flush => Ok(Command::Flush),
             request_type::GET_ID => Ok(Command::GetId),
             request_type::DISCARD if self.accepted.discard => {
@@ -131,20 +142,20 @@ impl Rules<'_> {
         }
     }
 
-    /// Offset and length in bytes of a read or write.
-    fn transfer(&self, sector: u64, len: u64) -> Result<(u64, u32), Refusal> {
-        if len > self.limits.max_request {
+    /// The byte offset of a read or write of `len` bytes.
+    #[inline]
+    fn transfer(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
+        if len > u64::from(self.limits.max_request) {
             return Err(Refusal::Invalid("more data than size_max and seg_max allow"));
         }
         if !len.is_multiple_of(SECTOR_SIZE) {
             return Err(Refusal::Invalid("the data is not whole sectors"));
         }
-        let offset = self.extent(sector, len >> SECTOR_SHIFT)?;
-        let len = u32::try_from(len).map_err(|_| Refusal::Invalid("more data than fits a request"))?;
-        Ok((offset, len))
+        self.extent(sector, len >> SECTOR_SHIFT)
     }
 
     /// The byte offset of `[sector, sector + count)`, if it lies on the disk in whole blocks.
+    #[inline]
     fn extent(&self, sector: u64, count: u64) -> Result<u64, Refusal> {
         let end = sector.checked_add(count);
         if end.is_none_or(|end| end > self.capacity_sectors) {

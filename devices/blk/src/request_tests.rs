@@ -117,13 +117,7 @@ fn data_of_a_write_may_follow_the_header_in_its_descriptor() {
     let mut bytes = header(request_type::OUT, 1);
     bytes.extend_from_slice(&[7; 512]);
     let command = fixture.parse(&bytes, 528, 0);
-    assert_eq!(
-        command,
-        Ok(Command::Write {
-            offset: 512,
-            len: 512
-        })
-    );
+    assert_eq!(command, Ok(Command::Write { offset: 512 }));
 }
 
 /// Hardening row 19: ranges are checked without overflow.
@@ -146,7 +140,7 @@ fn hardening_19_transfers_stay_on_the_disk() {
 #[test]
 fn hardening_20_transfers_are_bounded() {
     let fixture = Fixture::new(512);
-    let most = fixture.limits.max_request;
+    let most = u64::from(fixture.limits.max_request);
     assert_eq!(most, 1 << 20);
     assert_eq!(
         status_of(fixture.parse(&header(request_type::IN, 0), 16, most)),

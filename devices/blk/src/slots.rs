@@ -1,3 +1,4 @@
+use treaty_memory::GuestMemory;
 use treaty_virtio_ring::Head;
 use treaty_virtio_spec::blk::{STATUS_SIZE, status};
 
@@ -19,29 +20,42 @@ pub(crate) enum Kind {
 /// One request: all that is needed to answer it, taken from its chain when that was fetched.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    pub head: Head,
-    pub answer: Answer,
-    pub kind: Kind,
+    /// Guest address of the status byte.
+    status_addr: u64,
+    /// Writable bytes before the status byte.
+    room: u64,
     /// Bytes of data.
     pub len: u32,
     /// Operations that the storage has not finished.
     pub operations: u32,
+    pub kind: Kind,
     /// The worst answer so far.
     pub status: u8,
     /// A flush follows once all operations have succeeded: zeroes written through.
     pub then_flush: bool,
+    /// What to complete.
+    head: Option<Head>,
 }
 
 impl Slot {
+    const EMPTY: Self = Self {
+        status_addr: 0,
+        room: 0,
+        len: 0,
+        operations: 0,
+        kind: Kind::Refused,
+        status: status::OK,
+        then_flush: false,
+        head: None,
+    };
+
+    #[inline]
     pub(crate) fn new(head: Head, answer: Answer) -> Self {
         Self {
-            head,
-            answer,
-            kind: Kind::Refused,
-            len: 0,
-            operations: 0,
-            status: status::OK,
-            then_flush: false,
+            status_addr: answer.status_addr,
+            room: answer.room,
+            head: Some(head),
+            ..Self::EMPTY
         }
     }
 
@@ -52,43 +66,49 @@ impl Slot {
         }
     }
 
-    /// The request's name at the storage.
-    pub(crate) fn tag(&self) -> u32 {
-        self.head.index() as u32
+    pub(crate) fn room(&self) -> u64 {
+        self.room
     }
 
-    /// Bytes written from the first writable one on without a gap, counting the status. virtio 1.3 §2.7.8.2
-    pub(crate) fn written(&self) -> u32 {
+    /// Writes the status byte; the chain to give back, with the bytes written from the first writable one on without a gap,
+    /// counting the status. virtio 1.3 §2.7.8.2
+    #[inline]
+    pub(crate) fn answer(&mut self, memory: &GuestMemory) -> Option<Completed> {
+        // The address was checked when the chain was fetched, and the memory that a queue was started with does not change.
+        let _ = memory.write(self.status_addr, &[self.status]);
         let data = match self.kind {
             Kind::Read | Kind::GetId if self.status == status::OK => self.len,
             _ => 0,
         };
-        if u64::from(data) == self.answer.room {
-            data.saturating_add(STATUS_SIZE as u32)
-        } else {
-            data
-        }
+        let gapless = u64::from(data) == self.room;
+        let written = data.saturating_add(if gapless { STATUS_SIZE as u32 } else { 0 });
+        Some((self.head.take()?, written))
     }
 }
 
+/// A chain to give back, and the bytes written to it.
+pub(crate) type Completed = (Head, u32);
+
 /// The requests in flight, by head. As many as the ring has entries; made once.
-pub(crate) struct Slots(Vec<Option<Slot>>);
+pub(crate) struct Slots(Vec<Slot>);
 
 impl Slots {
     pub(crate) fn new(size: u16) -> Self {
-        Self((0..size).map(|_| None).collect())
+        Self((0..size).map(|_| Slot::EMPTY).collect())
     }
 
     /// Keeps a request. The ring gives out no head twice and none that is not below its size.
-    pub(crate) fn insert(&mut self, slot: Slot) {
-        if let Some(place) = self.0.get_mut(slot.head.index()) {
-            debug_assert!(place.is_none(), "the ring gave out a head that is in flight");
-            *place = Some(slot);
+    #[inline]
+    pub(crate) fn insert(&mut self, tag: u32, slot: Slot) {
+        if let Some(place) = self.0.get_mut(tag as usize) {
+            debug_assert!(place.head.is_none(), "the ring gave out a head that is in flight");
+            *place = slot;
         }
     }
 
-    /// Takes a request out, if it is in flight.
-    pub(crate) fn remove(&mut self, tag: u32) -> Option<Slot> {
-        self.0.get_mut(tag as usize)?.take()
+    /// A request in flight.
+    #[inline]
+    pub(crate) fn get(&mut self, tag: u32) -> Option<&mut Slot> {
+        self.0.get_mut(tag as usize).filter(|slot| slot.head.is_some())
     }
 }

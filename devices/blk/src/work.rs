@@ -1,21 +1,18 @@
 use std::sync::Arc;
 
 use treaty_buffers::IoBuffers;
-use treaty_memory::GuestMemory;
+use treaty_memory::{GuestMemory, MemoryError};
 use treaty_storage::{BlockQueue, Finished, Request, RequestKind, StorageError};
 use treaty_virtio_device::{ChainReader, ChainWriter, LogLimit};
-use treaty_virtio_ring::{Chain, Head, Segment};
+use treaty_virtio_ring::{Chain, Segment};
 use treaty_virtio_spec::blk::status;
 use treaty_worker::Turn;
 
 use crate::limits::{Accepted, CacheMode, Limits};
 use crate::request::{Answer, Command, Range, RangeAction, Refusal, Rules};
 use crate::shared::Shared;
-use crate::slots::{Kind, Slot, Slots};
+use crate::slots::{Completed, Kind, Slot, Slots};
 use crate::{BlkCounters, Serial};
-
-/// A chain to give back, and the bytes written to it.
-pub(crate) type Completed = (Head, u32);
 
 /// What a queue's requests need, as it was when the queue started.
 pub(crate) struct Setup {
@@ -80,6 +77,7 @@ impl Work {
     }
 
     /// Takes a chain. It comes back if it is answered already.
+    #[inline]
     pub(crate) fn accept(
         &mut self,
         turn: &mut Turn<'_>,
@@ -91,98 +89,109 @@ impl Work {
             self.log_refusal(turn, "no place for the status");
             return Some((chain.head, 0));
         };
+        let tag = chain.head.index() as u32;
         let mut slot = Slot::new(chain.head, answer);
-        if let Err(refusal) = self.begin(turn, memory, &mut slot, chain.readable, chain.writable) {
+        if let Err(refusal) = self.begin(turn, memory, tag, &mut slot, chain.readable, chain.writable) {
             self.log_refusal(turn, refusal.reason());
             slot.fail(refusal.status());
         }
         if slot.operations > 0 {
-            self.slots.insert(slot);
+            self.slots.insert(tag, slot);
             return None;
         }
-        Some(self.conclude(memory, slot))
+        count(&self.setup.counters, &slot);
+        slot.answer(memory)
     }
 
     /// Parses the request and gives its operations to the storage. On error none has been given.
+    #[inline]
     fn begin(
         &mut self,
         turn: &mut Turn<'_>,
         memory: &GuestMemory,
+        tag: u32,
         slot: &mut Slot,
         readable: &[Segment],
         writable: &[Segment],
     ) -> Result<(), Refusal> {
         let mut reader = ChainReader::new(memory, readable);
-        match self.rules().parse(&mut reader, slot.answer.room)? {
+        let command = self.rules().parse(&mut reader, slot.room())?;
+        match command {
             Command::Read { offset, len } => {
                 slot.kind = Kind::Read;
                 let mut buffers = self.spare.pop().unwrap_or_default();
                 let taken = ChainWriter::new(memory, writable).take_buffers(len as usize, &mut buffers);
                 self.transfer(
                     turn,
+                    tag,
                     slot,
                     RequestKind::Read { offset },
-                    len,
                     taken.is_ok(),
                     buffers,
                 )
             }
-            Command::Write { offset, len } => {
+            Command::Write { offset } => {
                 slot.kind = Kind::Write;
                 let durable = self.writes_through();
                 let mut buffers = self.spare.pop().unwrap_or_default();
-                let taken = reader.take_buffers(len as usize, &mut buffers);
+                let taken = reader.take_buffers(usize::MAX, &mut buffers);
                 let kind = RequestKind::Write { offset, durable };
-                self.transfer(turn, slot, kind, len, taken.is_ok(), buffers)
+                self.transfer(turn, tag, slot, kind, taken.is_ok(), buffers)
             }
             Command::Flush => {
                 slot.kind = Kind::Flush;
-                self.submit(turn, slot, RequestKind::Flush, IoBuffers::new());
+                self.submit(turn, tag, slot, RequestKind::Flush, IoBuffers::new());
                 Ok(())
             }
             Command::GetId => {
                 slot.kind = Kind::GetId;
-                // The driver's buffer may be shorter than the string, or longer.
-                let id = self.setup.serial.bytes();
-                let count = id
-                    .len()
-                    .min(usize::try_from(slot.answer.room).unwrap_or(usize::MAX));
-                let id = id.get(..count).unwrap_or_default();
-                let done = ChainWriter::new(memory, writable).write(id)?;
-                slot.len = done as u32;
+                slot.len = self.copy_id(memory, writable, slot.room())?;
                 Ok(())
             }
-            Command::Ranges { action, count } => self.begin_ranges(turn, slot, action, count, &mut reader),
+            Command::Ranges { action, count } => {
+                self.begin_ranges(turn, tag, slot, action, count, &mut reader)
+            }
         }
     }
 
+    #[inline]
     fn transfer(
         &mut self,
         turn: &mut Turn<'_>,
+        tag: u32,
         slot: &mut Slot,
         kind: RequestKind,
-        len: u32,
         inside_memory: bool,
         buffers: IoBuffers,
     ) -> Result<(), Refusal> {
         if !inside_memory {
-            self.recycle(buffers);
+            recycle(&mut self.spare, buffers);
             return Err(Refusal::Invalid("a buffer is outside guest memory"));
         }
-        slot.len = len;
-        if len == 0 {
-            self.recycle(buffers);
+        slot.len = buffers.len() as u32;
+        if slot.len == 0 {
+            recycle(&mut self.spare, buffers);
         } else {
-            self.bytes_in_flight += u64::from(len);
-            self.submit(turn, slot, kind, buffers);
+            self.bytes_in_flight += u64::from(slot.len);
+            self.submit(turn, tag, slot, kind, buffers);
         }
         Ok(())
+    }
+
+    /// The driver's buffer may be shorter than the string, or longer; the bytes copied.
+    fn copy_id(&self, memory: &GuestMemory, writable: &[Segment], room: u64) -> Result<u32, MemoryError> {
+        let id = self.setup.serial.bytes();
+        let count = id.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        let id = id.get(..count).unwrap_or_default();
+        let copied = ChainWriter::new(memory, writable).write(id)?;
+        Ok(copied as u32)
     }
 
     /// All ranges are read and checked before the first is acted on.
     fn begin_ranges(
         &mut self,
         turn: &mut Turn<'_>,
+        tag: u32,
         slot: &mut Slot,
         action: RangeAction,
         count: u32,
@@ -202,7 +211,7 @@ impl Work {
         }
         if read.is_ok() {
             for range in ranges.iter().filter(|range| range.len > 0) {
-                self.submit(turn, slot, range_kind(action, range), IoBuffers::new());
+                self.submit(turn, tag, slot, range_kind(action, range), IoBuffers::new());
             }
         }
         self.ranges = ranges;
@@ -213,19 +222,23 @@ impl Work {
         read
     }
 
-    fn submit(&mut self, turn: &mut Turn<'_>, slot: &mut Slot, kind: RequestKind, buffers: IoBuffers) {
+    #[inline]
+    fn submit(
+        &mut self,
+        turn: &mut Turn<'_>,
+        tag: u32,
+        slot: &mut Slot,
+        kind: RequestKind,
+        buffers: IoBuffers,
+    ) {
         slot.operations += 1;
         self.operations += 1;
         self.submitted = true;
-        let request = Request {
-            tag: slot.tag(),
-            kind,
-            buffers,
-        };
-        self.setup.image.submit(turn, request);
+        self.setup.image.submit(turn, Request { tag, kind, buffers });
     }
 
     /// Takes the end of an operation. The request's chain comes back when it was the last one.
+    #[inline]
     pub(crate) fn finished(
         &mut self,
         turn: &mut Turn<'_>,
@@ -233,61 +246,36 @@ impl Work {
         finished: Finished,
     ) -> Option<Completed> {
         let Finished { tag, result, buffers } = finished;
-        let mut slot = self.slots.remove(tag)?;
+        let slot = self.slots.get(tag)?;
         self.operations -= 1;
         slot.operations -= 1;
-        if matches!(slot.kind, Kind::Read | Kind::Write) {
+        if let Kind::Read | Kind::Write = slot.kind {
             self.bytes_in_flight -= u64::from(slot.len);
-            self.recycle(buffers);
+            recycle(&mut self.spare, buffers);
         }
         if let Err(error) = result {
-            self.host_error(turn, &mut slot, &error);
-        }
-        if slot.operations == 0 && slot.status == status::OK && std::mem::take(&mut slot.then_flush) {
-            self.submit(turn, &mut slot, RequestKind::Flush, IoBuffers::new());
+            self.setup.counters.host_errors.add(1);
+            slot.fail(storage_status(&error));
+            log_host_error(&mut self.host_log, turn, self.setup.index, slot.kind, &error);
         }
         if slot.operations > 0 {
-            self.slots.insert(slot);
             return None;
         }
-        Some(self.conclude(memory, slot))
-    }
-
-    fn host_error(&mut self, turn: &Turn<'_>, slot: &mut Slot, error: &StorageError) {
-        self.counters().host_errors.add(1);
-        if let Some(suppressed) = self.host_log.allow(turn.now()) {
-            let queue = self.setup.index;
-            tracing::warn!(queue, request = ?slot.kind, %error, suppressed, "storage failed a request");
+        if slot.then_flush && slot.status == status::OK {
+            slot.then_flush = false;
+            slot.operations = 1;
+            self.operations += 1;
+            self.submitted = true;
+            let flush = Request {
+                tag,
+                kind: RequestKind::Flush,
+                buffers: IoBuffers::new(),
+            };
+            self.setup.image.submit(turn, flush);
+            return None;
         }
-        slot.fail(match error {
-            StorageError::Unsupported(_) => status::UNSUPP,
-            _ => status::IOERR,
-        });
-    }
-
-    /// Writes the status byte and counts. Everything it needs was taken from the chain when that was fetched.
-    fn conclude(&mut self, memory: &GuestMemory, slot: Slot) -> Completed {
-        // Its address was checked then, and the memory that a queue was started with does not change.
-        let _ = memory.write(slot.answer.status_addr, &[slot.status]);
-        let counters = self.counters();
-        match (slot.status, slot.kind) {
-            (status::OK, Kind::Read) => {
-                counters.reads.add(1);
-                counters.read_bytes.add(u64::from(slot.len));
-            }
-            (status::OK, Kind::Write) => {
-                counters.writes.add(1);
-                counters.written_bytes.add(u64::from(slot.len));
-            }
-            (status::OK, Kind::Flush) => counters.flushes.add(1),
-            (status::OK, Kind::GetId) => counters.get_ids.add(1),
-            (status::OK, Kind::Discard) => counters.discards.add(1),
-            (status::OK, Kind::WriteZeroes) => counters.write_zeroes.add(1),
-            (status::UNSUPP, _) => counters.unsupported.add(1),
-            _ => counters.failed.add(1),
-        }
-        let written = slot.written();
-        (slot.head, written)
+        count(&self.setup.counters, slot);
+        slot.answer(memory)
     }
 
     /// True if a write submitted now must be durable when it completes. virtio 1.3 §5.2.6.2
@@ -299,6 +287,7 @@ impl Work {
         }
     }
 
+    #[inline]
     fn rules(&self) -> Rules<'_> {
         Rules {
             limits: &self.setup.limits,
@@ -307,12 +296,7 @@ impl Work {
         }
     }
 
-    fn recycle(&mut self, mut buffers: IoBuffers) {
-        // All lists of a queue serve the memory that it was started with.
-        buffers.clear_ranges();
-        self.spare.push(buffers);
-    }
-
+    #[cold]
     fn log_refusal(&mut self, turn: &Turn<'_>, reason: &'static str) {
         if let Some(suppressed) = self.guest_log.allow(turn.now()) {
             let queue = self.setup.index;
@@ -326,5 +310,47 @@ fn range_kind(action: RangeAction, range: &Range) -> RequestKind {
     match action {
         RangeAction::Discard => RequestKind::Discard { offset, len },
         RangeAction::WriteZeroes => RequestKind::WriteZeroes { offset, len, unmap },
+    }
+}
+
+/// Keeps a list for its capacity. All lists of a queue serve the memory that it was started with, so they keep that too.
+#[inline]
+fn recycle(spare: &mut Vec<IoBuffers>, mut buffers: IoBuffers) {
+    buffers.clear_ranges();
+    spare.push(buffers);
+}
+
+fn storage_status(error: &StorageError) -> u8 {
+    match error {
+        StorageError::Unsupported(_) => status::UNSUPP,
+        _ => status::IOERR,
+    }
+}
+
+#[cold]
+fn log_host_error(limit: &mut LogLimit, turn: &Turn<'_>, queue: u16, request: Kind, error: &StorageError) {
+    if let Some(suppressed) = limit.allow(turn.now()) {
+        tracing::warn!(queue, ?request, %error, suppressed, "storage failed a request");
+    }
+}
+
+/// Counts a request that is about to be answered.
+#[inline]
+fn count(counters: &BlkCounters, slot: &Slot) {
+    match (slot.status, slot.kind) {
+        (status::OK, Kind::Read) => {
+            counters.reads.add(1);
+            counters.read_bytes.add(u64::from(slot.len));
+        }
+        (status::OK, Kind::Write) => {
+            counters.writes.add(1);
+            counters.written_bytes.add(u64::from(slot.len));
+        }
+        (status::OK, Kind::Flush) => counters.flushes.add(1),
+        (status::OK, Kind::GetId) => counters.get_ids.add(1),
+        (status::OK, Kind::Discard) => counters.discards.add(1),
+        (status::OK, Kind::WriteZeroes) => counters.write_zeroes.add(1),
+        (status::UNSUPP, _) => counters.unsupported.add(1),
+        _ => counters.failed.add(1),
     }
 }

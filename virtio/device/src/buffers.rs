@@ -91,6 +91,13 @@ impl<'a> ChainReader<'a> {
     #[inline]
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut bytes = [0; N];
+        let first = self.cursor.segments.first()?;
+        if self.cursor.offset == 0 && first.len as usize == N {
+            // Almost always: a header in a descriptor of its own.
+            self.memory.read(first.addr, &mut bytes).ok()?;
+            self.cursor.segments = self.cursor.segments.get(1..)?;
+            return Some(bytes);
+        }
         (self.read(&mut bytes).ok()? == N).then_some(bytes)
     }
 
