@@ -12,6 +12,7 @@ mod mailbox;
 mod op;
 mod pool;
 mod schedule;
+pub mod sim;
 mod slots;
 mod sys;
 mod task;

@@ -161,11 +161,60 @@ impl Mailbox {
         self.lock().live.remove(&id);
     }
 
-    /// The worker is gone: whatever is still in the box comes back.
-    pub(crate) fn close(&self) -> Vec<Message> {
+    /// The worker is gone: tasks that were still on their way to it come back as failed, and so will later ones.
+    pub(crate) fn close(&self, reason: &str) {
         let mut inner = self.lock();
         inner.closed = true;
         inner.live.clear();
-        std::mem::take(&mut inner.messages)
+        let messages = std::mem::take(&mut inner.messages);
+        drop(inner);
+        for message in messages {
+            if let Message::Add(_, task, on_exit) = message {
+                drop(task);
+                on_exit(Exit::Failed(reason.to_owned()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Mailbox, Message};
+    use crate::{Progress, Task, Turn};
+
+    struct Nothing;
+
+    impl Task for Nothing {
+        fn start(&mut self, _: &mut Turn<'_>) {}
+
+        fn turn(&mut self, _: &mut Turn<'_>) -> Progress {
+            Progress::Finished
+        }
+    }
+
+    #[test]
+    fn hardening_34_a_flood_of_wakes_takes_one_place() {
+        let mailbox = Mailbox::new("test").unwrap();
+        let id = mailbox.add(Box::new(Nothing), Box::new(|_| {}));
+        let mut messages = Vec::new();
+        for _ in 0..3 {
+            for _ in 0..10_000 {
+                mailbox.wake(id);
+                mailbox.stop(id);
+            }
+            assert!(mailbox.is_notified());
+            mailbox.take(&mut messages);
+            assert!(!mailbox.is_notified());
+            let wakes = messages
+                .iter()
+                .filter(|message| matches!(message, Message::Wake(_)));
+            assert_eq!(wakes.count(), 1);
+            assert!(messages.len() <= 3);
+            messages.clear();
+        }
+        mailbox.forget(id);
+        mailbox.wake(id);
+        mailbox.take(&mut messages);
+        assert!(messages.is_empty(), "it has left");
     }
 }

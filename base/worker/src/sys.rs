@@ -50,6 +50,13 @@ pub(crate) fn ring(fd: RawFd) {
     unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
 }
 
+/// Reads an eventfd's counter to zero. True if it was not zero.
+pub(crate) fn drain_eventfd(fd: RawFd) -> bool {
+    let mut count = [0u8; 8];
+    // SAFETY: 8 bytes of a live array. It does not block: something is there to read.
+    poll_now(fd, READABLE) > 0 && unsafe { libc::read(fd, count.as_mut_ptr().cast(), count.len()) } > 0
+}
+
 /// The events among `events` (and errors) that are true now: a mask, 0 for none, or a negative errno.
 pub(crate) fn poll_now(fd: RawFd, events: i16) -> i64 {
     let mut poll = libc::pollfd {

@@ -335,3 +335,34 @@ impl Drop for Uring {
         self.backlog.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use io_uring::{opcode, types};
+
+    use super::Uring;
+    use crate::sys;
+
+    #[test]
+    fn hardening_26_the_ring_refuses_operations_that_workers_do_not_use() {
+        use std::os::fd::AsRawFd;
+        let mailbox = sys::eventfd().unwrap();
+        let mut engine = match Uring::new(mailbox.as_raw_fd()) {
+            Ok(engine) => engine,
+            Err(error) => return println!("SKIPPED: no io_uring: {error}"),
+        };
+        engine.backlog.clear();
+        let path = c"/etc/passwd";
+        let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), path.as_ptr()).build();
+        let socket = opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build();
+        for entry in [open, socket] {
+            // SAFETY: the path is static; a socket takes no pointers.
+            unsafe { engine.ring.submission().push(&entry).unwrap() };
+            engine.ring.submit_and_wait(1).unwrap();
+            let result = engine.ring.completion().next().unwrap().result();
+            assert_eq!(result, -libc::EACCES);
+        }
+        let refused = engine.ring.submitter().register_files(&[0]);
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
+    }
+}

@@ -4,7 +4,7 @@ use std::thread::JoinHandle;
 
 use crate::engine::Engine;
 use crate::epoll::Epoll;
-use crate::mailbox::{Mailbox, Message};
+use crate::mailbox::Mailbox;
 use crate::schedule::{Schedule, panic_text};
 use crate::uring::Uring;
 use crate::{Exit, Task, TaskId};
@@ -151,12 +151,7 @@ fn run<E: Engine>(engine: E, mailbox: &Arc<Mailbox>) {
             reason
         }
     };
-    for message in mailbox.close() {
-        if let Message::Add(_, task, on_exit) = message {
-            drop(task);
-            on_exit(Exit::Failed(reason.clone()));
-        }
-    }
+    mailbox.close(&reason);
 }
 
 /// Sends tasks to a worker, from any thread.
@@ -166,6 +161,10 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox }
+    }
+
     /// Moves a task to the worker. `on_exit` is called exactly once, when the task has left the worker, on the worker's
     /// thread: it must not block. If the worker takes no more tasks (it has stopped, or has 4096), `on_exit` is called
     /// with [`Exit::Failed`] on the caller's thread before this returns.
