@@ -40,7 +40,7 @@ impl ControlReceive {
     fn next_due(&self) -> Option<(usize, u32)> {
         self.shared.ports.iter().enumerate().find_map(|(id, port)| {
             let bit = port.due().trailing_zeros();
-            (bit < due::BITS).then_some((id, 1 << bit))
+            (bit < due::BITS).then(|| (id, 1 << bit))
         })
     }
 
