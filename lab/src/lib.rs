@@ -10,7 +10,7 @@
 //! Owns: fetching and unpacking the packages ([`Cache`]), the two initramfs images, booting L1 ([`Lab`]), running
 //! guests in it and judging them ([`GuestTest`]), building and reading the probe ([`build_probe`]), and the suite of tests that need a real Linux guest ([`suite`]).
 //!
-//! Must not know: how the monitor works. It uses the `treaty` program as an operator would.
+//! Must not know: how the monitor works; it uses the `treaty` program as an operator would.
 
 mod apt;
 mod batch;

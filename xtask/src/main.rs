@@ -4,9 +4,15 @@
 
 mod cargo;
 mod lab;
+mod layers;
 mod probe;
+mod steps;
+mod test;
+mod tidy;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -18,15 +24,39 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build the lab, boot it, and run tests in it.
+    Test(test::Args),
+    /// Check the rules that rustfmt and clippy do not know: sizes, markers, references, layers.
+    Tidy,
     Lab(lab::Args),
-    /// Build the probe guest, and run it under QEMU if asked.
     Probe(probe::Args),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Test(args) => test::main(&args),
+        Task::Tidy => tidy(),
         Task::Lab(args) => lab::main(&args),
         Task::Probe(args) => probe::main(&args),
+    }
+}
+
+fn tidy() -> Result<()> {
+    let problems = tidy::check(&treaty_lab::workspace_root())?;
+    for problem in &problems {
+        println!("{problem}");
+    }
+    match problems.len() {
+        0 => Ok(()),
+        n => bail!("{n} things are not tidy"),
     }
 }

@@ -1,0 +1,246 @@
+//! `cargo xtask test`: everything that must hold before a change lands.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::steps::{Count, End, Logged, Runner};
+use crate::{cargo, lab, probe, tidy};
+
+/// Check and test everything: format, lints, rules, unit tests, loom, fuzzing, the probe, the lab.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only what takes a minute or two: no loom, no fuzzing, no lab.
+    #[arg(long)]
+    quick: bool,
+    /// Only these steps.
+    #[arg(value_name = "STEP")]
+    only: Vec<String>,
+}
+
+/// A step: its name, whether `--quick` runs it, and what it does.
+type Step = (&'static str, bool, fn(&Logged) -> Result<End>);
+
+const STEPS: [Step; 11] = [
+    ("fmt", true, fmt),
+    ("clippy", true, clippy),
+    ("tidy", true, tidy_step),
+    ("unit", true, unit),
+    ("doc", false, doc),
+    ("deny", false, deny),
+    ("loom", false, loom),
+    ("fuzz", false, fuzz),
+    ("bench", false, bench),
+    ("probe", true, probe::step),
+    ("lab", false, lab_step),
+];
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Packages that tests use if the host has them. Only root can install them; without them those tests say `SKIPPED`.
+const HELPFUL: [(&str, &str); 2] = [("passt", "passt"), ("ip", "iproute2")];
+
+pub fn main(args: &Args) -> Result<()> {
+    for name in &args.only {
+        if !STEPS.iter().any(|(step, ..)| step == name) {
+            let known: Vec<&str> = STEPS.iter().map(|(step, ..)| *step).collect();
+            bail!("there is no step {name}: the steps are {}", known.join(", "));
+        }
+    }
+    if let Err(error) = treaty_lab::ensure_host_tools(&HELPFUL) {
+        println!("note: {error:#}");
+    }
+    let mut runner = Runner::new()?;
+    for (name, quick, work) in STEPS {
+        let wanted = match args.only.as_slice() {
+            [] => quick || !args.quick,
+            only => only.iter().any(|one| one == name),
+        };
+        if wanted {
+            runner.step(name, work);
+        }
+    }
+    if runner.summary() { Ok(()) } else { bail!("not everything passed") }
+}
+
+fn fmt(log: &Logged) -> Result<End> {
+    let mut command = cargo::command();
+    command.args(["fmt", "--all", "--check"]);
+    log.one(&command, 2 * MINUTE)
+}
+
+fn clippy(log: &Logged) -> Result<End> {
+    let mut command = cargo::command();
+    command.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    log.one(&command, 15 * MINUTE)
+}
+
+fn tidy_step(_: &Logged) -> Result<End> {
+    let problems = tidy::check(&treaty_lab::workspace_root())?;
+    for problem in &problems {
+        println!("    {problem}");
+    }
+    Ok(End::Done(Count::one(problems.is_empty())))
+}
+
+fn doc(log: &Logged) -> Result<End> {
+    let mut command = cargo::command();
+    command.args(["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    log.one(&command, 10 * MINUTE)
+}
+
+/// Builds all tests first, so that the time of a test is not that of its build.
+fn unit(log: &Logged) -> Result<End> {
+    let mut build = cargo::command();
+    build.args(["test", "--workspace", "--no-run"]);
+    if !log.run(&build, 20 * MINUTE, |_| ())? {
+        return Ok(End::Done(Count::one(false)));
+    }
+    let mut command = cargo::command();
+    command.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+    Ok(End::Done(libtest(log, &command, 15 * MINUTE)?))
+}
+
+fn loom(log: &Logged) -> Result<End> {
+    let mut command = cargo::command();
+    // A directory of its own: the flag would otherwise rebuild everything at each change between steps.
+    command.env("CARGO_TARGET_DIR", treaty_lab::target_dir().join("loom"));
+    command.env("RUSTFLAGS", "--cfg loom");
+    command.args(["test", "--release", "--package", "treaty-virtio-ring", "--test", "loom", "--", "--show-output"]);
+    if !treaty_lab::workspace_root().join("virtio/ring/tests/loom.rs").exists() {
+        return Ok(End::Skipped("virtio/ring has no loom tests".into()));
+    }
+    Ok(End::Done(libtest(log, &command, 10 * MINUTE)?))
+}
+
+/// Runs libtest programs by cargo and counts what they report.
+fn libtest(log: &Logged, command: &Command, limit: Duration) -> Result<Count> {
+    let mut count = Count::default();
+    let mut program = String::new();
+    let passed = log.run(command, limit, |line| {
+        if let Some(name) = line.trim_start().strip_prefix("Running ") {
+            program = name.split(" (").next().unwrap_or(name).to_owned();
+        } else if let Some(name) = line.trim_start().strip_prefix("Doc-tests ") {
+            program = format!("documentation of {name}");
+        }
+        if let Some(reason) = line.trim().strip_prefix("SKIPPED: ") {
+            println!("    SKIPPED in {program}: {reason}");
+            count.skipped += 1;
+        }
+        if let Some(result) = test_result(line) {
+            if result.passed + result.failed > 0 {
+                println!("    {program}: {} passed, {} failed", result.passed, result.failed);
+            }
+            count.add(result);
+        }
+    })?;
+    // A test that says SKIPPED is among those that libtest calls passed.
+    count.passed = count.passed.saturating_sub(count.skipped);
+    if !passed && count.failed == 0 {
+        count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// Reads libtest's last line.
+fn test_result(line: &str) -> Option<Count> {
+    let rest = line.trim().strip_prefix("test result: ")?;
+    let number = |what: &str| -> Option<usize> {
+        let before = &rest[..rest.find(what)?];
+        before.split([' ', ';', '.']).rfind(|word| !word.is_empty())?.parse().ok()
+    };
+    Some(Count {
+        passed: number(" passed")?,
+        failed: number(" failed")?,
+        skipped: 0,
+    })
+}
+
+fn deny(log: &Logged) -> Result<End> {
+    let mut installed = cargo::command();
+    if !installed.args(["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
+        return Ok(End::Skipped("cargo-deny is not installed".into()));
+    }
+    let mut command = cargo::command();
+    command.args(["deny", "--offline", "check", "bans", "licenses", "sources"]);
+    log.one(&command, 5 * MINUTE)
+}
+
+/// Runs each fuzz target for a bounded number of inputs.
+fn fuzz(log: &Logged) -> Result<End> {
+    let dir = treaty_lab::workspace_root().join("fuzz");
+    if !nightly() {
+        return Ok(End::Skipped("no nightly toolchain".into()));
+    }
+    let targets = fuzz_targets(&dir)?;
+    if targets.is_empty() {
+        return Ok(End::Skipped("there are no fuzz targets".into()));
+    }
+    let mut count = Count::default();
+    for target in targets {
+        let mut command = Command::new("rustup");
+        command.args(["run", "nightly", "cargo", "run", "--quiet", "--release", "--bin", &target, "--"]);
+        command.args(["-runs=200000", "-max_total_time=60", "-max_len=4096"]);
+        command.current_dir(&dir).env("CARGO_TARGET_DIR", treaty_lab::target_dir().join("fuzz"));
+        command.env("RUSTFLAGS", FUZZ_FLAGS);
+        let passed = log.run(&command, 10 * MINUTE, |_| ())?;
+        println!("    {target}: {}", if passed { "ok" } else { "FAILED" });
+        count.add(Count::one(passed));
+    }
+    Ok(End::Done(count))
+}
+
+/// What cargo-fuzz would set: coverage for the fuzzer, and checks that a release build leaves out.
+const FUZZ_FLAGS: &str = "--cfg fuzzing -Cdebug-assertions -Coverflow-checks -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+    -Zsanitizer=address -Ccodegen-units=1";
+
+fn nightly() -> bool {
+    let output = Command::new("rustup").args(["run", "nightly", "cargo", "--version"]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+fn fuzz_targets(dir: &Path) -> Result<Vec<String>> {
+    let mut targets = Vec::new();
+    for path in std::fs::read_dir(dir.join("fuzz_targets")).into_iter().flatten() {
+        let path: PathBuf = path?.path();
+        if path.extension().is_some_and(|e| e == "rs") {
+            targets.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        }
+    }
+    targets.sort();
+    Ok(targets)
+}
+
+/// That the benchmarks build; they are run by hand, on a quiet machine.
+fn bench(log: &Logged) -> Result<End> {
+    let mut command = cargo::command();
+    command.args(["check", "--package", "treaty-benches", "--benches"]);
+    log.one(&command, 10 * MINUTE)
+}
+
+fn lab_step(_: &Logged) -> Result<End> {
+    let tally = lab::test(&[], None)?;
+    Ok(End::Done(Count {
+        passed: tally.passed,
+        failed: tally.failed,
+        skipped: 0,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_libtest_says_is_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 1 filtered out; finished in 0.10s";
+        let count = test_result(line).unwrap();
+        assert_eq!((count.passed, count.failed), (12, 3));
+        assert_eq!(test_result("running 3 tests"), None);
+    }
+}
