@@ -1,7 +1,11 @@
 //! `cargo xtask probe`
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
-use treaty_lab::{Cache, PROBE_PASSED, ProbeMachine, build_probe};
+use treaty_lab::{Cache, PROBE_PASSED, ProbeMachine, ProbeReport, build_probe};
+
+use crate::steps::{Count, End, Logged};
 
 /// Build the probe guest, and run it under QEMU if asked.
 #[derive(clap::Args)]
@@ -37,4 +41,64 @@ pub fn main(args: &Args) -> Result<()> {
         "the probe or QEMU failed: {status}"
     );
     Ok(())
+}
+
+/// Machines of QEMU on which the probe must run as it is.
+const MACHINES: [&str; 3] = ["microvm", "pc", "q35"];
+
+/// The step of `cargo xtask test`: the probe on QEMU's machines, emulated, with QEMU's own devices: it judges the probe
+/// and our drivers, not our devices.
+pub fn step(log: &Logged) -> Result<End> {
+    let elf = build_probe()?;
+    let cache = Cache::open()?;
+    let mut count = Count::default();
+    for name in MACHINES {
+        let machine = ProbeMachine {
+            machine: name,
+            kvm: false,
+            command_line: "json ms=20 runs=1 blk blkw net rng console",
+        };
+        let mut command = machine.command(&cache, &elf);
+        for (device, more) in [
+            ("blk", "drive=d"),
+            ("net", "netdev=n"),
+            ("rng", "rng=r"),
+            ("serial", "packed=on"),
+        ] {
+            command
+                .arg("-device")
+                .arg(format!("virtio-{device}-{},{more}", machine.device_suffix()));
+        }
+        command.args([
+            "-drive",
+            "if=none,id=d,format=raw,file.driver=null-co,file.read-zeroes=on,file.size=64M",
+        ]);
+        command.args([
+            "-netdev",
+            "socket,id=n,udp=127.0.0.1:9,localaddr=127.0.0.1:0",
+            "-object",
+            "rng-random,id=r",
+        ]);
+        let mut console = String::new();
+        let ended_well = log.run_to(PROBE_PASSED, &command, Duration::from_secs(120), |line| {
+            console.push_str(line);
+            console.push('\n');
+        })?;
+        let report = ProbeReport::parse(&console)?;
+        let passed = report.errors.is_empty()
+            && report
+                .done
+                .is_some_and(|(passed, failed)| passed > 0 && failed == 0);
+        println!(
+            "    {name}: {} devices, {} workloads, {:?}",
+            report.devices.len(),
+            report.figures.len(),
+            report.done
+        );
+        for error in &report.errors {
+            println!("    {name}: {error}");
+        }
+        count.add(Count::one(passed && ended_well));
+    }
+    Ok(End::Done(count))
 }

@@ -96,7 +96,10 @@ impl Runner {
             }
         }
         println!("  {:<10} {:>8}", "all", seconds(self.begin.elapsed()));
-        println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+        println!(
+            "{} passed, {} failed, {} skipped",
+            total.passed, total.failed, total.skipped
+        );
         total.failed == 0
     }
 }
@@ -106,7 +109,10 @@ fn describe(end: &Result<End, String>) -> String {
         Ok(End::Done(count)) => {
             let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
             let numbers = (count.passed + count.failed + count.skipped > 1).then(|| {
-                format!(": {} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped)
+                format!(
+                    ": {} passed, {} failed, {} skipped",
+                    count.passed, count.failed, count.skipped
+                )
             });
             format!("{verdict}{}", numbers.unwrap_or_default())
         }
@@ -130,7 +136,18 @@ impl Logged {
     /// Runs `command` for at most `limit`, and gives `on_line` each line of its output. True if it succeeded.
     ///
     /// On failure the end of the output is printed. Nothing that the command started outlives this process.
-    pub fn run(&self, command: &Command, limit: Duration, mut on_line: impl FnMut(&str)) -> Result<bool> {
+    pub fn run(&self, command: &Command, limit: Duration, on_line: impl FnMut(&str)) -> Result<bool> {
+        self.run_to(0, command, limit, on_line)
+    }
+
+    /// The same for a program whose exit code on success is not 0.
+    pub fn run_to(
+        &self,
+        success: i32,
+        command: &Command,
+        limit: Duration,
+        mut on_line: impl FnMut(&str),
+    ) -> Result<bool> {
         let mut child = fenced(command, limit).spawn().context("cannot start setpriv")?;
         let (sender, lines) = mpsc::channel();
         let sources: [Box<dyn std::io::Read + Send>; 2] = [
@@ -160,23 +177,32 @@ impl Logged {
                     output.push(line);
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    println!("    {} is still at work after {}", self.name, seconds(begin.elapsed()));
+                    println!(
+                        "    {} is still at work after {}",
+                        self.name,
+                        seconds(begin.elapsed())
+                    );
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         let status = child.wait()?;
-        if !status.success() {
-            let shown = output.len().saturating_sub(60);
-            for line in &output[shown..] {
-                println!("    | {line}");
-            }
-            if status.code() == Some(124) || status.code() == Some(137) {
-                println!("    out of time: the limit is {}", seconds(limit));
-            }
-            println!("    all of it: {}", self.log.display());
+        let succeeded = status.code() == Some(success);
+        if !succeeded {
+            self.show_failure(&output, status.code(), limit);
         }
-        Ok(status.success())
+        Ok(succeeded)
+    }
+
+    fn show_failure(&self, output: &[String], code: Option<i32>, limit: Duration) {
+        for line in &output[output.len().saturating_sub(60)..] {
+            println!("    | {line}");
+        }
+        // What `timeout` ends with when it had to end its program.
+        if code == Some(124) || code == Some(137) {
+            println!("    out of time: the limit is {}", seconds(limit));
+        }
+        println!("    all of it: {}", self.log.display());
     }
 
     /// Runs a command that is one test.
@@ -189,7 +215,10 @@ impl Logged {
 fn fenced(inner: &Command, limit: Duration) -> Command {
     let mut outer = Command::new("setpriv");
     outer.args(["--pdeathsig", "TERM", "timeout", "--kill-after=10"]);
-    outer.arg(limit.as_secs().to_string()).arg(inner.get_program()).args(inner.get_args());
+    outer
+        .arg(limit.as_secs().to_string())
+        .arg(inner.get_program())
+        .args(inner.get_args());
     if let Some(dir) = inner.get_current_dir() {
         outer.current_dir(dir);
     }
@@ -199,6 +228,9 @@ fn fenced(inner: &Command, limit: Duration) -> Command {
             None => outer.env_remove(key),
         };
     }
-    outer.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    outer
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     outer
 }

@@ -62,7 +62,11 @@ pub fn main(args: &Args) -> Result<()> {
             runner.step(name, work);
         }
     }
-    if runner.summary() { Ok(()) } else { bail!("not everything passed") }
+    if runner.summary() {
+        Ok(())
+    } else {
+        bail!("not everything passed")
+    }
 }
 
 fn fmt(log: &Logged) -> Result<End> {
@@ -109,8 +113,20 @@ fn loom(log: &Logged) -> Result<End> {
     // A directory of its own: the flag would otherwise rebuild everything at each change between steps.
     command.env("CARGO_TARGET_DIR", treaty_lab::target_dir().join("loom"));
     command.env("RUSTFLAGS", "--cfg loom");
-    command.args(["test", "--release", "--package", "treaty-virtio-ring", "--test", "loom", "--", "--show-output"]);
-    if !treaty_lab::workspace_root().join("virtio/ring/tests/loom.rs").exists() {
+    command.args([
+        "test",
+        "--release",
+        "--package",
+        "treaty-virtio-ring",
+        "--test",
+        "loom",
+        "--",
+        "--show-output",
+    ]);
+    if !treaty_lab::workspace_root()
+        .join("virtio/ring/tests/loom.rs")
+        .exists()
+    {
         return Ok(End::Skipped("virtio/ring has no loom tests".into()));
     }
     Ok(End::Done(libtest(log, &command, 10 * MINUTE)?))
@@ -132,7 +148,10 @@ fn libtest(log: &Logged, command: &Command, limit: Duration) -> Result<Count> {
         }
         if let Some(result) = test_result(line) {
             if result.passed + result.failed > 0 {
-                println!("    {program}: {} passed, {} failed", result.passed, result.failed);
+                println!(
+                    "    {program}: {} passed, {} failed",
+                    result.passed, result.failed
+                );
             }
             count.add(result);
         }
@@ -150,7 +169,11 @@ fn test_result(line: &str) -> Option<Count> {
     let rest = line.trim().strip_prefix("test result: ")?;
     let number = |what: &str| -> Option<usize> {
         let before = &rest[..rest.find(what)?];
-        before.split([' ', ';', '.']).rfind(|word| !word.is_empty())?.parse().ok()
+        before
+            .split([' ', ';', '.'])
+            .rfind(|word| !word.is_empty())?
+            .parse()
+            .ok()
     };
     Some(Count {
         passed: number(" passed")?,
@@ -161,7 +184,11 @@ fn test_result(line: &str) -> Option<Count> {
 
 fn deny(log: &Logged) -> Result<End> {
     let mut installed = cargo::command();
-    if !installed.args(["deny", "--version"]).output().is_ok_and(|output| output.status.success()) {
+    if !installed
+        .args(["deny", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
         return Ok(End::Skipped("cargo-deny is not installed".into()));
     }
     let mut command = cargo::command();
@@ -182,9 +209,21 @@ fn fuzz(log: &Logged) -> Result<End> {
     let mut count = Count::default();
     for target in targets {
         let mut command = Command::new("rustup");
-        command.args(["run", "nightly", "cargo", "run", "--quiet", "--release", "--bin", &target, "--"]);
+        command.args([
+            "run",
+            "nightly",
+            "cargo",
+            "run",
+            "--quiet",
+            "--release",
+            "--bin",
+            &target,
+            "--",
+        ]);
         command.args(["-runs=200000", "-max_total_time=60", "-max_len=4096"]);
-        command.current_dir(&dir).env("CARGO_TARGET_DIR", treaty_lab::target_dir().join("fuzz"));
+        command
+            .current_dir(&dir)
+            .env("CARGO_TARGET_DIR", treaty_lab::target_dir().join("fuzz"));
         command.env("RUSTFLAGS", FUZZ_FLAGS);
         let passed = log.run(&command, 10 * MINUTE, |_| ())?;
         println!("    {target}: {}", if passed { "ok" } else { "FAILED" });
@@ -200,7 +239,9 @@ const FUZZ_FLAGS: &str = "--cfg fuzzing -Cdebug-assertions -Coverflow-checks -Cp
     -Zsanitizer=address -Ccodegen-units=1";
 
 fn nightly() -> bool {
-    let output = Command::new("rustup").args(["run", "nightly", "cargo", "--version"]).output();
+    let output = Command::new("rustup")
+        .args(["run", "nightly", "cargo", "--version"])
+        .output();
     output.is_ok_and(|output| output.status.success())
 }
 

@@ -14,7 +14,7 @@ pub fn batch() -> Batch {
 fn entropy(corner: usize) -> GuestTest {
     let (kernel, (transport, ring)) = (kernel_for(corner), CORNERS[corner]);
     let guest = Guest {
-        devices: vec![format!("--rng transport={transport},ring={ring}")],
+        devices: vec![format!("--rng=transport={transport},ring={ring}")],
         script: include_str!("scripts/rng.sh").into(),
         ..Guest::new(kernel)
     };
