@@ -1,9 +1,9 @@
 //! Runs the steps of a long task: shows progress, keeps each step's output, and counts honestly.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,8 @@ impl Runner {
             name: name.to_owned(),
             log: self.logs.join(format!("{}.log", name.replace(' ', "-"))),
         };
+        // A step may run several programs: each adds to the log, which is of this run only.
+        let _ = fs::remove_file(&logged.log);
         let end = work(&logged).map_err(|error| format!("{error:#}"));
         println!("    {} in {}", describe(&end), seconds(begin.elapsed()));
         self.done.push((name.to_owned(), begin.elapsed(), end));
@@ -133,9 +135,8 @@ pub struct Logged {
 }
 
 impl Logged {
-    /// Runs `command` for at most `limit`, and gives `on_line` each line of its output. True if it succeeded.
-    ///
-    /// On failure the end of the output is printed. Nothing that the command started outlives this process.
+    /// Runs `command` for at most `limit`, and gives `on_line` each line of its output. True if it succeeded; if not,
+    /// the end of its output is printed. Nothing that the command started outlives this process.
     pub fn run(&self, command: &Command, limit: Duration, on_line: impl FnMut(&str)) -> Result<bool> {
         self.run_to(0, command, limit, on_line)
     }
@@ -146,25 +147,32 @@ impl Logged {
         success: i32,
         command: &Command,
         limit: Duration,
-        mut on_line: impl FnMut(&str),
+        on_line: impl FnMut(&str),
     ) -> Result<bool> {
-        let mut child = fenced(command, limit).spawn().context("cannot start setpriv")?;
-        let (sender, lines) = mpsc::channel();
-        let sources: [Box<dyn std::io::Read + Send>; 2] = [
-            Box::new(child.stdout.take().context("no standard output")?),
-            Box::new(child.stderr.take().context("no standard error")?),
-        ];
-        for source in sources {
-            let sender = sender.clone();
-            std::thread::spawn(move || {
-                for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
-                    if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                        return;
-                    }
-                }
-            });
+        let (code, output) = self.execute(command, limit, on_line)?;
+        if code != Some(success) {
+            self.show_failure(&output, code, limit);
         }
-        drop(sender);
+        Ok(code == Some(success))
+    }
+
+    /// The same for a caller that prints what matters itself.
+    pub fn run_plain(&self, command: &Command, limit: Duration, on_line: impl FnMut(&str)) -> Result<bool> {
+        let (code, _) = self.execute(command, limit, on_line)?;
+        if code != Some(0) {
+            self.show_failure(&[], code, limit);
+        }
+        Ok(code == Some(0))
+    }
+
+    fn execute(
+        &self,
+        command: &Command,
+        limit: Duration,
+        mut on_line: impl FnMut(&str),
+    ) -> Result<(Option<i32>, Vec<String>)> {
+        let mut child = fenced(command, limit).spawn().context("cannot start setpriv")?;
+        let lines = lines_of(&mut child)?;
         let mut log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
         writeln!(log, "$ {command:?}")?;
         let mut output = Vec::new();
@@ -186,12 +194,7 @@ impl Logged {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        let status = child.wait()?;
-        let succeeded = status.code() == Some(success);
-        if !succeeded {
-            self.show_failure(&output, status.code(), limit);
-        }
-        Ok(succeeded)
+        Ok((child.wait()?.code(), output))
     }
 
     fn show_failure(&self, output: &[String], code: Option<i32>, limit: Duration) {
@@ -209,6 +212,26 @@ impl Logged {
     pub fn one(&self, command: &Command, limit: Duration) -> Result<End> {
         Ok(End::Done(Count::one(self.run(command, limit, |_| ())?)))
     }
+}
+
+/// The lines of both outputs, as they come.
+fn lines_of(child: &mut Child) -> Result<mpsc::Receiver<String>> {
+    let (sender, lines) = mpsc::channel();
+    let sources: [Box<dyn Read + Send>; 2] = [
+        Box::new(child.stdout.take().context("no standard output")?),
+        Box::new(child.stderr.take().context("no standard error")?),
+    ];
+    for source in sources {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(lines)
 }
 
 /// Wraps a command so that it ends with its children when the limit is reached or this process ends.

@@ -132,21 +132,20 @@ fn loom(log: &Logged) -> Result<End> {
     Ok(End::Done(libtest(log, &command, 10 * MINUTE)?))
 }
 
-/// Runs libtest programs by cargo and counts what they report.
+/// Runs libtest programs by cargo, counts what they report, and prints what the failed ones said.
 fn libtest(log: &Logged, command: &Command, limit: Duration) -> Result<Count> {
     let mut count = Count::default();
     let mut program = String::new();
-    let passed = log.run(command, limit, |line| {
-        if let Some(name) = line.trim_start().strip_prefix("Running ") {
-            program = name.split(" (").next().unwrap_or(name).to_owned();
-        } else if let Some(name) = line.trim_start().strip_prefix("Doc-tests ") {
-            program = format!("documentation of {name}");
-        }
+    let mut in_failures = false;
+    let passed = log.run_plain(command, limit, |line| {
+        program = program_of(line).unwrap_or(std::mem::take(&mut program));
         if let Some(reason) = line.trim().strip_prefix("SKIPPED: ") {
             println!("    SKIPPED in {program}: {reason}");
             count.skipped += 1;
         }
+        in_failures |= line == "failures:" || line.starts_with("error");
         if let Some(result) = test_result(line) {
+            in_failures = false;
             if result.passed + result.failed > 0 {
                 println!(
                     "    {program}: {} passed, {} failed",
@@ -155,6 +154,9 @@ fn libtest(log: &Logged, command: &Command, limit: Duration) -> Result<Count> {
             }
             count.add(result);
         }
+        if in_failures {
+            println!("    | {line}");
+        }
     })?;
     // A test that says SKIPPED is among those that libtest calls passed.
     count.passed = count.passed.saturating_sub(count.skipped);
@@ -162,6 +164,17 @@ fn libtest(log: &Logged, command: &Command, limit: Duration) -> Result<Count> {
         count.failed = 1;
     }
     Ok(count)
+}
+
+/// The name of the test program that cargo says it starts: `Running unittests src/lib.rs (deps/treaty_net-0a1b)`.
+fn program_of(line: &str) -> Option<String> {
+    let line = line.trim_start();
+    if let Some(name) = line.strip_prefix("Doc-tests ") {
+        return Some(format!("documentation of {name}"));
+    }
+    let path = line.strip_prefix("Running ")?.split_once('(')?.1;
+    let file = Path::new(path.trim_end_matches(')')).file_name()?.to_str()?;
+    Some(file.rsplit_once('-')?.0.to_owned())
 }
 
 /// Reads libtest's last line.
@@ -283,5 +296,8 @@ mod tests {
         let count = test_result(line).unwrap();
         assert_eq!((count.passed, count.failed), (12, 3));
         assert_eq!(test_result("running 3 tests"), None);
+        let line = "     Running tests/raw.rs (/t/debug/deps/raw-0123456789abcdef)";
+        assert_eq!(program_of(line).unwrap(), "raw");
+        assert_eq!(program_of("running 3 tests"), None);
     }
 }
