@@ -4,94 +4,112 @@ mod common;
 
 use std::collections::{HashMap, VecDeque};
 
-use common::{Random, corners, pair};
+use common::{Pair, Random, corners, pair};
 use treaty_virtio_ring::{Burst, Full, Head, Layout, RingFeatures, Segment};
 
 type Chain = (Vec<Segment>, Vec<Segment>);
 
 /// Random offers, bursts, completions out of order and reaps; every chain must arrive as it was offered, exactly
 /// once and in order, and come back with the length that the device gave.
-fn exercise(layout: Layout, size: u16, features: RingFeatures, tables: bool, seed: u64) {
-    let mut pair = pair(layout, size, features, 8, tables);
-    let mut random = Random(seed);
-    let mut burst = Burst::new(8);
-    let mut offered: VecDeque<(u64, Chain)> = VecDeque::new();
-    let mut held: Vec<(u64, Head, u32)> = Vec::new();
-    let mut expected: HashMap<u64, u32> = HashMap::new();
-    let mut reaped: Vec<u64> = Vec::new();
-    let mut token = 0;
-    for _ in 0..3000 {
-        match random.below(4) {
-            0 => {
-                for _ in 0..random.below(12) {
-                    let (readable, writable) = (random.below(4), random.below(4));
-                    let chain = (random.segments(readable), random.segments(writable));
-                    match pair.driver.offer(&chain.0, &chain.1, token) {
-                        Ok(()) => offered.push_back((token, chain)),
-                        Err(Full) => {
-                            let taken = readable + writable;
-                            let needed = if tables { taken.min(1) } else { taken };
-                            assert!(taken == 0 || needed > pair.driver.free(), "refused for no reason");
-                        }
-                    }
-                    token += 1;
+struct Exercise {
+    pair: Pair,
+    tables: bool,
+    random: Random,
+    burst: Burst,
+    next_token: u64,
+    offered: VecDeque<(u64, Chain)>,
+    held: Vec<(u64, Head, u32)>,
+    completed: HashMap<u64, u32>,
+    reaped: Vec<u64>,
+}
+
+impl Exercise {
+    fn run(layout: Layout, size: u16, features: RingFeatures, tables: bool, seed: u64) {
+        let mut run = Self {
+            pair: pair(layout, size, features, 8, tables),
+            tables,
+            random: Random(seed),
+            burst: Burst::new(8),
+            next_token: 0,
+            offered: VecDeque::new(),
+            held: Vec::new(),
+            completed: HashMap::new(),
+            reaped: Vec::new(),
+        };
+        for _ in 0..3000 {
+            match run.random.below(4) {
+                0 => run.offer(),
+                1 => run.take(),
+                2 => {
+                    let count = run.random.below(run.held.len() + 1);
+                    run.complete(count);
                 }
-                pair.driver.publish();
-            }
-            1 => {
-                let max = 1 + random.below(64);
-                let count = pair.device.next_burst(&mut burst, max).unwrap();
-                assert!(count <= max && count == burst.remaining());
-                while let Some(chain) = burst.pop() {
-                    let (token, (readable, writable)) = offered.pop_front().expect("out of thin air");
-                    assert_eq!((chain.readable, chain.writable), (&readable[..], &writable[..]));
-                    let room: u32 = writable.iter().map(|segment| segment.len).sum();
-                    let written = if random.below(2) == 0 {
-                        room
-                    } else {
-                        random.below(room as usize + 1) as u32
-                    };
-                    held.push((token, chain.head, written));
-                }
-            }
-            2 => {
-                for _ in 0..random.below(held.len() + 1) {
-                    let (token, head, written) = held.swap_remove(random.below(held.len()));
-                    expected.insert(token, written);
-                    pair.device.complete(head, written);
-                }
-                pair.device.publish();
-            }
-            _ => {
-                for _ in 0..random.below(20) {
-                    let Some(used) = pair.driver.reap().unwrap() else {
-                        break;
-                    };
-                    assert_eq!(expected.remove(&used.token), Some(used.written));
-                    reaped.push(used.token);
+                _ => {
+                    let count = run.random.below(20);
+                    run.reap(count);
                 }
             }
         }
+        run.complete(usize::MAX);
+        assert_eq!(run.pair.device.in_flight(), 0);
+        run.reap(usize::MAX);
+        assert!(run.completed.is_empty(), "lost: {:?}", run.completed);
+        assert_eq!(run.pair.driver.in_flight(), run.offered.len());
+        assert!(run.reaped.len() > usize::from(size), "only {} chains went round", run.reaped.len());
+        if features.in_order {
+            assert!(run.reaped.is_sorted(), "used out of order");
+        }
     }
-    while let Some((token, head, written)) = held.pop() {
-        expected.insert(token, written);
-        pair.device.complete(head, written);
+
+    fn offer(&mut self) {
+        for _ in 0..self.random.below(12) {
+            let (readable, writable) = (self.random.below(4), self.random.below(4));
+            let chain = (self.random.segments(readable), self.random.segments(writable));
+            match self.pair.driver.offer(&chain.0, &chain.1, self.next_token) {
+                Ok(()) => self.offered.push_back((self.next_token, chain)),
+                Err(Full) => {
+                    let segments = readable + writable;
+                    let needed = if self.tables { segments.min(1) } else { segments };
+                    assert!(segments == 0 || needed > self.pair.driver.free(), "refused for no reason");
+                }
+            }
+            self.next_token += 1;
+        }
+        self.pair.driver.publish();
     }
-    pair.device.publish();
-    assert_eq!(pair.device.in_flight(), 0);
-    while let Some(used) = pair.driver.reap().unwrap() {
-        assert_eq!(expected.remove(&used.token), Some(used.written));
-        reaped.push(used.token);
+
+    fn take(&mut self) {
+        let max = 1 + self.random.below(64);
+        let count = self.pair.device.next_burst(&mut self.burst, max).unwrap();
+        assert!(count <= max && count == self.burst.remaining());
+        while let Some(chain) = self.burst.pop() {
+            let (token, (readable, writable)) = self.offered.pop_front().expect("out of thin air");
+            assert_eq!((chain.readable, chain.writable), (&readable[..], &writable[..]));
+            let room: u32 = writable.iter().map(|segment| segment.len).sum();
+            let written = match self.random.below(2) {
+                0 => room,
+                _ => self.random.below(room as usize + 1) as u32,
+            };
+            self.held.push((token, chain.head, written));
+        }
     }
-    assert!(expected.is_empty(), "lost: {expected:?}");
-    assert_eq!(pair.driver.in_flight(), offered.len());
-    assert!(
-        reaped.len() > usize::from(size),
-        "only {} chains went round",
-        reaped.len()
-    );
-    if features.in_order {
-        assert!(reaped.is_sorted(), "used out of order");
+
+    fn complete(&mut self, count: usize) {
+        for _ in 0..count.min(self.held.len()) {
+            let index = self.random.below(self.held.len());
+            let (token, head, written) = self.held.swap_remove(index);
+            self.completed.insert(token, written);
+            self.pair.device.complete(head, written);
+        }
+        self.pair.device.publish();
+    }
+
+    fn reap(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(used) = self.pair.driver.reap().unwrap() else { break };
+            assert_eq!(self.completed.remove(&used.token), Some(used.written));
+            self.reaped.push(used.token);
+        }
     }
 }
 
@@ -99,7 +117,7 @@ fn exercise(layout: Layout, size: u16, features: RingFeatures, tables: bool, see
 fn every_corner_carries_chains_unchanged() {
     for (layout, features, tables) in corners() {
         for size in [1, 2, 16, 64, 256] {
-            exercise(layout, size, features, tables, 0x9e37_79b9_7f4a_7c15);
+            Exercise::run(layout, size, features, tables, 0x9e37_79b9_7f4a_7c15);
         }
     }
 }
@@ -109,7 +127,7 @@ fn every_corner_carries_chains_unchanged() {
 fn packed_rings_of_any_size() {
     for (layout, features, tables) in corners().filter(|corner| corner.0 == Layout::Packed) {
         for size in [3, 5, 7, 37, 255] {
-            exercise(layout, size, features, tables, 0x2545_f491_4f6c_dd1d);
+            Exercise::run(layout, size, features, tables, 0x2545_f491_4f6c_dd1d);
         }
     }
 }
@@ -119,10 +137,7 @@ fn the_largest_rings_wrap() {
     for layout in [Layout::Split, Layout::Packed] {
         let mut pair = pair(layout, 32768, RingFeatures::default(), 1, false);
         let mut burst = Burst::new(1);
-        let buffer = [Segment {
-            addr: 0x1000,
-            len: 64,
-        }];
+        let buffer = [Segment { addr: 0x1000, len: 64 }];
         for round in 0..3u64 {
             for index in 0..32768 {
                 pair.driver.offer(&buffer, &[], round << 32 | index).unwrap();
