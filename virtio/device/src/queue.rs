@@ -98,7 +98,7 @@ impl DeviceQueue {
     /// A violation is counted, logged once and reported as NEEDS_RESET; from then on there are no more chains.
     #[inline]
     pub fn next(&mut self, budget: usize) -> Option<Chain<'_>> {
-        if self.burst.remaining() == 0 {
+        if self.burst.is_empty() {
             self.fetch(budget);
         }
         let chain = self.burst.pop()?;
@@ -216,8 +216,9 @@ impl DeviceQueue {
         )
     }
 
-    /// Ends the queue; nothing may be in flight.
-    pub fn into_state(self) -> QueueState {
+    /// Ends the queue; nothing may be in flight. What was completed and not published is published first.
+    pub fn into_state(mut self) -> QueueState {
+        self.publish();
         self.ring.state()
     }
 }

@@ -1,11 +1,15 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
-use crate::{BURST, Violation};
+use treaty_virtio_spec::ring::{DESC_F_NEXT, DESC_F_WRITE};
+
+use crate::Violation;
+use crate::layout::Descriptor;
 
 /// One buffer of a chain, validated not to be empty nor to wrap around, **not** to be inside guest memory:
 /// translating the address does that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
 pub struct Segment {
     /// Guest physical (or I/O virtual) address.
     pub addr: u64,
@@ -13,12 +17,10 @@ pub struct Segment {
     pub len: u32,
 }
 
-impl Segment {
-    /// `None` if it is empty or its end wraps around.
-    #[inline(always)]
-    pub(crate) fn checked(addr: u64, len: u32) -> Option<Self> {
-        (addr.wrapping_add(u64::from(len)) > addr).then_some(Self { addr, len })
-    }
+/// True if a buffer is not empty and its end does not wrap around.
+#[inline(always)]
+pub(crate) fn is_sound(descriptor: Descriptor) -> bool {
+    descriptor.addr.wrapping_add(u64::from(descriptor.len())) > descriptor.addr
 }
 
 /// The right to complete one chain: move-only, so a chain cannot be completed twice.
@@ -45,14 +47,37 @@ pub struct Chain<'a> {
     pub writable: &'a [Segment],
 }
 
-/// Where a chain's segments lie in [`Burst`].
+/// A [`Segment`], and where it has padding what is known of its chain.
+///
+/// In a chain's first segment: the buffer ID in `low`, and in `high` the flag NEXT if there are more segments,
+/// else WRITE if it is writable (other bits do not count). In the second one: the numbers of readable and of
+/// writable segments.
 #[derive(Clone, Copy, Default)]
-struct Taken {
-    head: u16,
-    start: u16,
-    /// First writable segment.
-    middle: u16,
-    end: u16,
+#[repr(C)]
+pub(crate) struct Slot {
+    addr: u64,
+    len: u32,
+    low: u16,
+    high: u16,
+}
+
+/// Bytes of a slot.
+const SLOT: usize = size_of::<Slot>();
+
+const _: () =
+    assert!(size_of::<Slot>() == size_of::<Segment>() && align_of::<Slot>() == align_of::<Segment>());
+
+impl Slot {
+    /// The only segment of a chain.
+    #[inline(always)]
+    pub fn single(id: u16, descriptor: Descriptor, flags: u16) -> Self {
+        Self {
+            addr: descriptor.addr,
+            len: descriptor.len(),
+            low: id,
+            high: flags,
+        }
+    }
 }
 
 /// Segments that the chains of a burst share, unless one chain may be longer.
@@ -60,62 +85,94 @@ const SHARED_SEGMENTS: u16 = 256;
 
 /// Room for the chains of one burst, allocated once per queue.
 pub struct Burst {
-    segments: Box<[Segment]>,
-    chains: [Taken; BURST],
-    count: usize,
-    next: usize,
+    slots: Box<[Slot]>,
+    /// Where the next chain's first segment is, in bytes.
+    at: usize,
+    /// Where the last chain ends, in bytes. From `at` to here there are whole chains.
+    end: usize,
 }
 
 impl Burst {
-    /// Room for [`BURST`] chains of together 256 segments, or for one of `max_chain` if that is more. A burst ends
+    /// Room for [`BURST`](crate::BURST) chains of together 256 segments, or for one of `max_chain` if that is more. A burst ends
     /// early when the next chain does not fit.
     pub fn new(max_chain: u16) -> Self {
         let capacity = usize::from(max_chain.max(SHARED_SEGMENTS));
         Self {
-            segments: vec![Segment::default(); capacity].into_boxed_slice(),
-            chains: [Taken::default(); BURST],
-            count: 0,
-            next: 0,
+            slots: vec![Slot::default(); capacity].into_boxed_slice(),
+            at: 0,
+            end: 0,
         }
     }
 
     /// Hands out the next chain of the burst, in the order in which the driver offered them.
     #[inline]
     pub fn pop(&mut self) -> Option<Chain<'_>> {
-        if self.next >= self.count {
+        if self.at >= self.end {
             return None;
         }
-        let taken = *self.chains.get(self.next)?;
-        self.next += 1;
-        let (start, middle, end) = (
-            usize::from(taken.start),
-            usize::from(taken.middle),
-            usize::from(taken.end),
-        );
-        Some(Chain {
-            head: Head(taken.head),
-            readable: self.segments.get(start..middle)?,
-            writable: self.segments.get(middle..end)?,
-        })
-    }
-
-    /// Chains not handed out yet.
-    #[inline]
-    pub fn remaining(&self) -> usize {
-        self.count - self.next
-    }
-
-    /// Forgets what was handed out and lets a ring fill it anew.
-    pub(crate) fn fill(&mut self) -> Fill<'_> {
-        self.next = 0;
-        self.count = 0;
-        Fill {
-            segments: &mut self.segments,
-            chains: &mut self.chains,
-            total: &mut self.count,
-            count: 0,
-            end: 0,
+        // SAFETY: `at` is the start of a chain that ends at `end` or before, so the slots from there hold as many segments
+        // as its first and second slot say: these words are private and written by `Building` and `single`. A slot
+        // is laid out as a segment. The guest has no part in it: all this is a copy.
+        unsafe {
+            let first = self.slots.as_ptr().byte_add(self.at);
+            let Slot { low, high, .. } = *first;
+            let (readable, writable);
+            if high & DESC_F_NEXT == 0 {
+                writable = usize::from(high & DESC_F_WRITE) / usize::from(DESC_F_WRITE);
+                readable = writable ^ 1;
+                self.at += SLOT;
+            } else {
+                let second = *first.add(1);
+                (readable, writable) = (usize::from(second.low), usize::from(second.high));
+                self.at += (readable + writable) * SLOT;
+            }
+            let first = first.cast::<Segment>();
+            Some(Chain {
+                head: Head(low),
+                readable: core::slice::from_raw_parts(first, readable),
+                writable: core::slice::from_raw_parts(first.add(readable), writable),
+            })
         }
+    }
+
+    /// True if all chains were handed out.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.at >= self.end
+    }
+
+    /// Chains not handed out yet. Counts them: [`is_empty`](Self::is_empty) costs less.
+    pub fn remaining(&self) -> usize {
+        let mut left = self
+            .slots
+            .get(self.at / SLOT..self.end / SLOT)
+            .unwrap_or_default();
+        let mut count = 0;
+        while let [first, rest @ ..] = left {
+            let more = match rest {
+                [second, ..] if first.high & DESC_F_NEXT != 0 => usize::from(second.low + second.high) - 1,
+                _ => 0,
+            };
+            left = rest.get(more..).unwrap_or_default();
+            count += 1;
+        }
+        count
+    }
+
+    /// The whole buffer, to be filled from the start. Only when it is empty.
+    #[inline(always)]
+    pub(crate) fn slots(&mut self) -> &mut [Slot] {
+        self.at = 0;
+        self.end = 0;
+        &mut self.slots
+    }
+
+    /// # Safety
+    /// The first `slots` slots hold whole chains, each as [`Building::finish`] or [`Slot::single`] leaves it.
+    #[inline(always)]
+    pub(crate) unsafe fn filled(&mut self, slots: usize) {
+        debug_assert!(slots <= self.slots.len());
+        self.end = slots * SLOT;
     }
 }
 
@@ -135,112 +192,71 @@ impl From<Violation> for Stop {
     }
 }
 
-/// A burst being filled.
-pub(crate) struct Fill<'a> {
-    segments: &'a mut [Segment],
-    chains: &'a mut [Taken; BURST],
-    total: &'a mut usize,
+/// A chain of several segments under construction, at the start of what is left of a burst.
+pub(crate) struct Building<'a> {
+    room: &'a mut [Slot],
+    /// The most segments.
+    limit: usize,
     count: usize,
-    /// Segments of complete chains.
-    end: usize,
+    readable: usize,
+    bytes: u64,
+    writable_bytes: u64,
 }
 
-impl<'a> Fill<'a> {
-    /// Adds a chain of one descriptor. `id` names it in a violation.
-    #[inline(always)]
-    pub fn single(&mut self, head: u16, id: u16, addr: u64, len: u32, writable: bool) -> Result<(), Stop> {
-        let segment = Segment::checked(addr, len).ok_or(Violation::BufferLength(id))?;
-        let (Some(room), Some(chain)) = (self.segments.get_mut(self.end), self.chains.get_mut(self.count))
-        else {
-            return Err(Stop::BurstFull);
-        };
-        *room = segment;
-        let start = self.end as u16;
-        *chain = Taken {
-            head,
-            start,
-            middle: start + u16::from(!writable),
-            end: start + 1,
-        };
-        self.end += 1;
-        self.count += 1;
-        Ok(())
-    }
-
-    /// Starts a chain of up to `limit` segments; it counts once it is [finished](Building::finish).
-    pub fn chain<'b>(&'b mut self, limit: u16) -> Building<'b, 'a> {
-        let (start, limit) = (self.end, usize::from(limit));
-        Building {
-            fill: self,
-            at: start,
-            middle: start,
-            last: start + limit,
+impl<'a> Building<'a> {
+    pub fn new(room: &'a mut [Slot], limit: u16) -> Self {
+        Self {
+            room,
+            limit: usize::from(limit),
+            count: 0,
+            readable: 0,
             bytes: 0,
             writable_bytes: 0,
         }
     }
 
-    /// Takes the last chain out again.
-    pub fn undo(&mut self) {
-        self.count = self.count.saturating_sub(1);
-        self.end = self
-            .chains
-            .get(self.count)
-            .map_or(0, |chain| usize::from(chain.start));
-    }
-
-    /// Hands the burst over; returns how many chains it has.
-    pub fn done(self) -> usize {
-        *self.total = self.count;
-        self.count
-    }
-}
-
-/// A chain of several segments under construction.
-pub(crate) struct Building<'b, 'a> {
-    fill: &'b mut Fill<'a>,
-    at: usize,
-    middle: usize,
-    last: usize,
-    bytes: u64,
-    writable_bytes: u64,
-}
-
-impl Building<'_, '_> {
     /// Adds a segment. `id` names it in a violation.
-    #[inline]
-    pub fn push(&mut self, id: u16, addr: u64, len: u32, writable: bool) -> Result<(), Stop> {
-        let segment = Segment::checked(addr, len).ok_or(Violation::BufferLength(id))?;
-        if self.at == self.last {
+    #[inline(always)]
+    pub fn push(&mut self, id: u16, descriptor: Descriptor, writable: bool) -> Result<(), Stop> {
+        if !is_sound(descriptor) {
+            return Err(Violation::BufferLength(id).into());
+        }
+        if self.count == self.limit {
             return Err(Violation::ChainTooLong(id).into());
         }
-        *self.fill.segments.get_mut(self.at).ok_or(Stop::BurstFull)? = segment;
-        self.at += 1;
-        self.bytes += u64::from(len);
+        let Some(slot) = self.room.get_mut(self.count) else {
+            return Err(Stop::BurstFull);
+        };
+        *slot = Slot::single(0, descriptor, 0);
+        self.count += 1;
+        let len = u64::from(descriptor.len());
+        self.bytes += len;
         if writable {
-            self.writable_bytes += u64::from(len);
-        } else if self.writable_bytes != 0 {
-            return Err(Violation::ReadableAfterWritable(id).into());
+            self.writable_bytes += len;
         } else {
-            self.middle = self.at;
+            if self.writable_bytes != 0 {
+                return Err(Violation::ReadableAfterWritable(id).into());
+            }
+            self.readable = self.count;
         }
         Ok(())
     }
 
-    /// Ends the chain; returns its writable bytes. virtio 1.3 §2.7.5.2: at most 2^32 bytes in all.
-    pub fn finish(self, head: u16) -> Result<u32, Stop> {
+    /// Ends the chain; returns how many segments it has, and its writable bytes. virtio 1.3 §2.7.5.2: at most 2^32
+    /// bytes in all.
+    pub fn finish(self, id: u16) -> Result<(usize, u32), Stop> {
         if self.bytes > u64::from(u32::MAX) {
-            return Err(Violation::BufferLength(head).into());
+            return Err(Violation::BufferLength(id).into());
         }
-        let fill = self.fill;
-        *fill.chains.get_mut(fill.count).ok_or(Stop::BurstFull)? = Taken {
-            head,
-            start: fill.end as u16,
-            middle: self.middle as u16,
-            end: self.at as u16,
-        };
-        fill.end = self.at;
-        fill.count += 1;
-        Ok(self.writable_bytes as u32)
+        let writable = self.count - self.readable;
+        if let [first, second, ..] = self.room
+            && self.count > 1
+        {
+            (first.low, first.high) = (id, DESC_F_NEXT);
+            (second.low, second.high) = (self.readable as u16, writable as u16);
+        } else if let Some(first) = self.room.first_mut() {
+            (first.low, first.high) = (id, if writable == 0 { 0 } else { DESC_F_WRITE });
+        }
+        Ok((self.count, self.writable_bytes as u32))
     }
 }

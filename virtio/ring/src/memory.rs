@@ -28,7 +28,7 @@ pub unsafe trait RingMemory {
 /// Every word is accessed with one size only: a descriptor as two words of 64 bits, the two fields of a split used entry
 /// and packed event suppression as 32 bits, everything else of the split layout as 16 bits. The 64-bit load is
 /// what makes a double fetch impossible: length, ID and flags of a descriptor come in one.
-pub trait RingArea {
+pub trait RingArea: Clone {
     /// Loads 16 bits.
     ///
     /// # Safety

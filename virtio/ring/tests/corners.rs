@@ -55,7 +55,11 @@ impl Exercise {
         run.reap(usize::MAX);
         assert!(run.completed.is_empty(), "lost: {:?}", run.completed);
         assert_eq!(run.pair.driver.in_flight(), run.offered.len());
-        assert!(run.reaped.len() > usize::from(size), "only {} chains went round", run.reaped.len());
+        assert!(
+            run.reaped.len() > usize::from(size),
+            "only {} chains went round",
+            run.reaped.len()
+        );
         if features.in_order {
             assert!(run.reaped.is_sorted(), "used out of order");
         }
@@ -70,7 +74,10 @@ impl Exercise {
                 Err(Full) => {
                     let segments = readable + writable;
                     let needed = if self.tables { segments.min(1) } else { segments };
-                    assert!(segments == 0 || needed > self.pair.driver.free(), "refused for no reason");
+                    assert!(
+                        segments == 0 || needed > self.pair.driver.free(),
+                        "refused for no reason"
+                    );
                 }
             }
             self.next_token += 1;
@@ -106,7 +113,9 @@ impl Exercise {
 
     fn reap(&mut self, count: usize) {
         for _ in 0..count {
-            let Some(used) = self.pair.driver.reap().unwrap() else { break };
+            let Some(used) = self.pair.driver.reap().unwrap() else {
+                break;
+            };
             assert_eq!(self.completed.remove(&used.token), Some(used.written));
             self.reaped.push(used.token);
         }
@@ -137,7 +146,10 @@ fn the_largest_rings_wrap() {
     for layout in [Layout::Split, Layout::Packed] {
         let mut pair = pair(layout, 32768, RingFeatures::default(), 1, false);
         let mut burst = Burst::new(1);
-        let buffer = [Segment { addr: 0x1000, len: 64 }];
+        let buffer = [Segment {
+            addr: 0x1000,
+            len: 64,
+        }];
         for round in 0..3u64 {
             for index in 0..32768 {
                 pair.driver.offer(&buffer, &[], round << 32 | index).unwrap();

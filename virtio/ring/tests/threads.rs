@@ -35,8 +35,17 @@ fn drive<M: RingMemory>(ring: &mut DriverRing<M>, doorbell: &Bell, interrupt: &B
     let (mut offered, mut reaped, mut sum) = (0, 0, 0u64);
     while reaped < CHAINS {
         let before = (offered, reaped);
-        let readable = [Segment { addr: 0x1000 + offered, len: 16 }];
-        let writable = [Segment { addr: 0x9000, len: 512 }, Segment { addr: 0xa000, len: 1 }];
+        let readable = [Segment {
+            addr: 0x1000 + offered,
+            len: 16,
+        }];
+        let writable = [
+            Segment {
+                addr: 0x9000,
+                len: 512,
+            },
+            Segment { addr: 0xa000, len: 1 },
+        ];
         while offered < CHAINS && offered < before.0 + 7 {
             let writable = &writable[..(offered % 3) as usize];
             if ring.offer(&readable, writable, offered).is_err() {
@@ -83,7 +92,9 @@ fn no_chain_and_no_notification_is_lost() {
     for (layout, features, tables) in corners() {
         for size in [4, 64] {
             let Pair {
-                mut driver, mut device, ..
+                mut driver,
+                mut device,
+                ..
             } = pair(layout, size, features, 4, tables);
             let bells = Arc::new((Bell::default(), Bell::default()));
             let theirs = bells.clone();

@@ -1,67 +1,240 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
-/// One buffer ID of the in-flight table. Eight bytes: it is touched twice per chain.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Entry {
-    /// Ring slots of the chain; 0 when the ID is not in flight.
+use treaty_virtio_spec::ring::DESC_F_WRITE;
+
+use crate::Violation;
+use crate::layout::{Descriptor, is_writable};
+
+/// A chain given back: written bytes in bits 0-31, the buffer ID above, and WRITE as in a packed descriptor's flags
+/// if something was written. It is a packed used descriptor without AVAIL and USED. virtio 1.3 §2.8.9
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Done(pub u64);
+
+impl Done {
+    #[inline(always)]
+    pub fn new(id: u16, written: u32) -> Self {
+        let write = if written == 0 {
+            0
+        } else {
+            u64::from(DESC_F_WRITE) << 48
+        };
+        Self(u64::from(written) | u64::from(id) << 32 | write)
+    }
+
+    /// Of a packed chain of one descriptor, completely written if it is writable.
+    #[inline(always)]
+    pub fn all_of(descriptor: Descriptor) -> Self {
+        let writable = is_writable(descriptor.packed_flags());
+        Self(descriptor.word & if writable { WRITTEN } else { NOT_WRITTEN })
+    }
+
+    #[inline(always)]
+    pub fn id(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    #[inline(always)]
+    pub fn written(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// The parts of a descriptor's word that stay: length, ID and WRITE, or the ID alone.
+const WRITTEN: u64 = 0xffff_ffff_ffff | (DESC_F_WRITE as u64) << 48;
+const NOT_WRITTEN: u64 = 0xffff << 32;
+
+/// A chain about to be entered.
+#[derive(Clone, Copy)]
+pub(crate) struct Taken {
+    pub id: u16,
+    /// Ring slots.
     pub slots: u16,
-    /// Completed, and held back until its turn.
-    pub done: bool,
-    /// When done: all writable bytes were written.
-    pub full: bool,
-    /// While in flight, the writable bytes; when done, the written ones.
-    pub bytes: u32,
+    /// What it will be if the device writes all that it may.
+    pub full: Done,
 }
 
-/// A table of one entry per buffer ID.
-pub(crate) fn table(size: u16) -> Box<[Entry]> {
-    vec![Entry::default(); usize::from(size)].into_boxed_slice()
+/// The chains in flight: the ring slots of each buffer ID, 0 for those that are not in flight.
+pub(crate) struct Table(Box<[u16]>);
+
+impl Table {
+    pub fn new(size: u16) -> Self {
+        Self(vec![0; usize::from(size)].into_boxed_slice())
+    }
+
+    /// For one burst.
+    #[inline(always)]
+    pub fn view(&mut self) -> TableView<'_> {
+        TableView(&mut self.0)
+    }
 }
 
-/// The order in which chains were taken, for IN_ORDER: heads, oldest first. virtio 1.3 §2.7.8
+/// A [`Table`] whose place in memory the compiler may keep in registers.
+pub(crate) struct TableView<'a>(&'a mut [u16]);
+
+impl TableView<'_> {
+    #[inline(always)]
+    pub fn enter(&mut self, taken: Taken) -> Result<(), Violation> {
+        match self.0.get_mut(usize::from(taken.id)) {
+            Some(slots) if *slots == 0 => {
+                *slots = taken.slots;
+                Ok(())
+            }
+            Some(_) => Err(Violation::DuplicateHead(taken.id)),
+            None => Err(Violation::DescriptorIndex(taken.id)),
+        }
+    }
+
+    /// Returns the chain's slots; 0 if it was not in flight.
+    #[inline(always)]
+    pub fn remove(&mut self, id: u16) -> u16 {
+        let slots = self.0.get_mut(usize::from(id)).map_or(0, core::mem::take);
+        debug_assert!(slots != 0, "a head of another ring");
+        slots
+    }
+}
+
+/// One place in the order of chains.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    /// What [`Done`] will be if the device writes all that it may.
+    full: Done,
+    /// What it became, if it was given back before its turn.
+    early: Option<Done>,
+    /// Ring slots of the chain.
+    slots: u16,
+}
+
+/// The chains in flight in the order in which they were taken, for IN_ORDER. virtio 1.3 §2.7.8
 pub(crate) struct Order {
-    /// A power of two of places, at least the queue size.
-    heads: Box<[u16]>,
-    oldest: u16,
-    next: u16,
+    /// A power of two of places, at least the queue size; chain number `n` is at `n` modulo that.
+    places: Box<[Place]>,
+    /// The number of the oldest chain in flight.
+    oldest: u64,
+    /// The number of the next chain.
+    next: u64,
+    /// The number of the last chain of each buffer ID: it is in flight if that is `oldest` or later.
+    numbers: Box<[u64]>,
+    /// Chains that were given back before their turn.
+    early: usize,
+}
+
+/// A chain whose turn it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn {
+    pub done: Done,
+    pub slots: u16,
+    /// The device wrote all that it might have.
+    pub full: bool,
 }
 
 impl Order {
-    /// Empty for a ring that does not need it.
-    pub fn new(size: u16, in_order: bool) -> Self {
-        let places = if in_order {
-            usize::from(size.next_power_of_two())
-        } else {
-            0
-        };
+    pub fn new(size: u16) -> Self {
         Self {
-            heads: vec![0; places].into_boxed_slice(),
-            oldest: 0,
-            next: 0,
+            places: vec![Place::default(); usize::from(size.next_power_of_two())].into_boxed_slice(),
+            oldest: 1,
+            next: 1,
+            numbers: vec![0; usize::from(size)].into_boxed_slice(),
+            early: 0,
         }
     }
 
-    #[inline(always)]
-    pub fn push(&mut self, head: u16) {
-        let mask = self.heads.len().wrapping_sub(1);
-        if let Some(place) = self.heads.get_mut(usize::from(self.next) & mask) {
-            *place = head;
-            self.next = self.next.wrapping_add(1);
-        }
+    pub fn in_flight(&self) -> usize {
+        (self.next - self.oldest) as usize
     }
 
     #[inline(always)]
-    pub fn front(&self) -> Option<u16> {
-        let mask = self.heads.len().wrapping_sub(1);
+    fn place(&mut self, number: u64) -> Option<&mut Place> {
+        let mask = self.places.len().wrapping_sub(1);
+        self.places.get_mut(number as usize & mask)
+    }
+
+    #[inline(always)]
+    pub fn enter(&mut self, taken: Taken) -> Result<(), Violation> {
+        let Some(number) = self.numbers.get_mut(usize::from(taken.id)) else {
+            return Err(Violation::DescriptorIndex(taken.id));
+        };
+        if *number >= self.oldest {
+            return Err(Violation::DuplicateHead(taken.id));
+        }
+        *number = self.next;
+        if let Some(place) = self.place(self.next) {
+            *place = Place {
+                full: taken.full,
+                early: None,
+                slots: taken.slots,
+            };
+        }
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Gives back as many of `list` as are the oldest chains, in order and completely written; returns how many, and
+    /// their slots. This is what nearly always happens, and all of it.
+    #[inline(always)]
+    pub fn give_full(&mut self, list: &[Done]) -> (usize, u16) {
+        if self.early != 0 {
+            return (0, 0);
+        }
+        let start = self.oldest as usize & self.places.len().wrapping_sub(1);
+        let places = self.places.get(start..).unwrap_or_default();
+        let (mut count, mut slots) = (0, 0);
+        for (done, place) in list.iter().zip(places).take(self.in_flight()) {
+            if *done != place.full {
+                break;
+            }
+            slots += place.slots;
+            count += 1;
+        }
+        self.oldest += count as u64;
+        (count, slots)
+    }
+
+    /// Gives back a chain; if it is not its turn, it is kept. Then ask for [`turn`](Self::turn)s.
+    pub fn give(&mut self, done: Done) {
+        let Some(&number) = self.numbers.get(usize::from(done.id())) else {
+            return;
+        };
+        if number >= self.oldest
+            && let Some(place) = self.place(number)
+            && place.early.is_none()
+        {
+            place.early = Some(done);
+            self.early += 1;
+        }
+    }
+
+    /// The oldest chain, if it was given back.
+    pub fn turn(&mut self) -> Option<Turn> {
         if self.oldest == self.next {
             return None;
         }
-        self.heads.get(usize::from(self.oldest) & mask).copied()
+        let place = self.place(self.oldest)?;
+        let done = place.early.take()?;
+        let turn = Turn {
+            done,
+            slots: place.slots,
+            full: done == place.full,
+        };
+        self.oldest += 1;
+        self.early -= 1;
+        Some(turn)
     }
+}
 
-    #[inline(always)]
-    pub fn pop(&mut self) {
-        self.oldest = self.oldest.wrapping_add(1);
+/// The in-flight table of a ring, with or without IN_ORDER.
+pub(crate) enum InFlight {
+    AnyOrder(Table),
+    InOrder(Order),
+}
+
+impl InFlight {
+    pub fn new(size: u16, in_order: bool) -> Self {
+        if in_order {
+            Self::InOrder(Order::new(size))
+        } else {
+            Self::AnyOrder(Table::new(size))
+        }
     }
 }

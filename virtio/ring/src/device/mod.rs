@@ -4,18 +4,46 @@ mod split;
 
 use crate::layout::check_size;
 use crate::{BURST, Burst, ConfigError, Head, Layout, QueueState, RingConfig, RingMemory, Violation};
+use inflight::Done;
 use packed::PackedDevice;
 use split::SplitDevice;
 
 /// The device half of a virtqueue, split or packed.
 pub struct DeviceRing<M: RingMemory> {
     half: Half<M>,
+    /// Chains that are done and not yet written to the ring.
+    done: [Done; BURST],
+    done_count: usize,
     config: RingConfig,
     /// A violation found behind good chains, returned by the next call.
     found: Option<Violation>,
     retired: bool,
     /// Dropped last: the areas in `half` point into it.
     memory: M,
+}
+
+/// What a chain may be.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Descriptors of the ring.
+    size: u16,
+    /// Packed: descriptors that are not in flight.
+    slots: u16,
+    /// Segments of a chain.
+    chain: u16,
+    /// INDIRECT_DESC was negotiated.
+    indirect: bool,
+}
+
+impl Limits {
+    fn new(config: &RingConfig) -> Self {
+        Self {
+            size: config.size,
+            slots: config.size,
+            chain: config.max_chain.max(1),
+            indirect: config.features.indirect,
+        }
+    }
 }
 
 enum Half<M: RingMemory> {
@@ -52,6 +80,8 @@ impl<M: RingMemory> DeviceRing<M> {
         };
         let mut ring = Self {
             half,
+            done: [Done::default(); BURST],
+            done_count: 0,
             config: *config,
             found: None,
             retired: false,
@@ -65,9 +95,8 @@ impl<M: RingMemory> DeviceRing<M> {
     ///
     /// Fewer are taken when `burst` is full, and none into a burst that was not emptied. The first violation is returned
     /// once, after the good chains before it; from then on the ring is [retired](Self::is_retired) and yields nothing.
-    #[inline]
     pub fn next_burst(&mut self, burst: &mut Burst, max: usize) -> Result<usize, Violation> {
-        if self.retired || burst.remaining() != 0 {
+        if self.retired || !burst.is_empty() {
             debug_assert!(self.retired, "the burst still holds chains");
             return Ok(0);
         }
@@ -93,13 +122,27 @@ impl<M: RingMemory> DeviceRing<M> {
     /// [`publish`](Self::publish). With IN_ORDER, held back until its turn. virtio 1.3 §2.7.8
     #[inline]
     pub fn complete(&mut self, head: Head, written: u32) {
-        either!(self, half => half.complete(head.0, written));
+        if self.done_count >= BURST {
+            self.flush();
+        }
+        if let Some(done) = self.done.get_mut(self.done_count) {
+            *done = Done::new(head.0, written);
+            self.done_count += 1;
+        }
+    }
+
+    /// Writes what is done to the ring, not yet visible.
+    #[inline(never)]
+    fn flush(&mut self) {
+        let done = self.done.get(..self.done_count).unwrap_or_default();
+        self.done_count = 0;
+        either!(self, half => half.give_back(done));
     }
 
     /// Makes completions visible with one release store, then says whether the driver wants an interrupt.
     /// virtio 1.3 §2.7.10, §2.8.21
-    #[inline]
     pub fn publish(&mut self) -> bool {
+        self.flush();
         either!(self, half => half.publish(&self.memory))
     }
 
@@ -117,7 +160,7 @@ impl<M: RingMemory> DeviceRing<M> {
 
     /// Chains taken and not completed, or held back.
     pub fn in_flight(&self) -> usize {
-        either!(ref self, half => half.in_flight())
+        either!(ref self, half => half.in_flight()).saturating_sub(self.done_count)
     }
 
     /// True after a violation.

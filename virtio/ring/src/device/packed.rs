@@ -1,12 +1,9 @@
-use alloc::boxed::Box;
+use treaty_virtio_spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT};
 
-use treaty_virtio_spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE};
-
-use super::inflight::{Entry, Order, table};
-use crate::burst::{Building, Fill, Stop};
-use crate::layout::{
-    Cursor, DESC_F_MORE, Descriptor, IndirectTable, PackedAreas, Wish, is_writable, packed_word,
-};
+use super::Limits;
+use super::inflight::{Done, InFlight, Taken, Turn};
+use crate::burst::{Building, Slot, Stop, is_sound};
+use crate::layout::{Cursor, DESC_F_MORE, Descriptor, IndirectTable, PackedAreas, Wish, is_writable};
 use crate::{Burst, ConfigError, QueueState, RingConfig, RingMemory, Violation};
 
 /// The device half of a packed virtqueue. virtio 1.3 §2.8
@@ -14,48 +11,18 @@ pub(crate) struct PackedDevice<M: RingMemory> {
     areas: PackedAreas<M::Area>,
     limits: Limits,
     event_idx: bool,
-    in_order: bool,
     next_available: Cursor,
     next_used: Cursor,
     /// Where the driver sees the used descriptors end. The word of the used descriptor that belongs here is held
-    /// back in `first_word` until everything after it has been written.
+    /// back in `first` until everything after it has been written.
     published: Cursor,
-    first_word: u64,
-    /// IN_ORDER: the used descriptor that may yet grow to cover more chains.
-    batch: Option<Batch>,
+    first: u64,
+    /// IN_ORDER: the used descriptor that may yet grow to cover more chains, and where it will be.
+    batch: Option<(Cursor, Turn)>,
     /// See `SplitDevice`.
     told: bool,
     chains_in_flight: usize,
-    slots_in_flight: u16,
-    entries: Box<[Entry]>,
-    order: Order,
-}
-
-/// One used descriptor that stands for all chains since `at`. virtio 1.3 §2.8.9
-#[derive(Clone, Copy)]
-struct Batch {
-    at: Cursor,
-    id: u16,
-    full: bool,
-    written: u32,
-}
-
-/// What a chain may be.
-#[derive(Clone, Copy)]
-struct Limits {
-    /// Descriptors of the ring.
-    size: u16,
-    /// Segments.
-    chain: u16,
-    /// INDIRECT_DESC was negotiated.
-    indirect: bool,
-}
-
-/// What taking a chain found out.
-struct Taken {
-    id: u16,
-    slots: u16,
-    writable_bytes: u32,
+    in_flight: InFlight,
 }
 
 impl<M: RingMemory> PackedDevice<M> {
@@ -68,194 +35,147 @@ impl<M: RingMemory> PackedDevice<M> {
         next_available.distance(next_used, size).ok_or(fail)?;
         Ok(Self {
             areas,
-            limits: Limits {
-                size,
-                chain: config.max_chain.max(1),
-                indirect: config.features.indirect,
-            },
+            limits: Limits::new(config),
             event_idx: config.features.event_idx,
-            in_order: config.features.in_order,
             next_available,
             next_used,
             published: next_used,
-            first_word: 0,
+            first: 0,
             batch: None,
             told: state == QueueState::fresh(config.layout),
             chains_in_flight: 0,
-            slots_in_flight: 0,
-            entries: table(size),
-            order: Order::new(size, config.features.in_order),
+            in_flight: InFlight::new(size, config.features.in_order),
         })
     }
 
-    #[inline]
+    /// Slots that are not in flight: only they can be available.
+    fn slots_free(&self) -> u16 {
+        let size = self.limits.size;
+        size - self.next_available.distance(self.next_used, size).unwrap_or(size)
+    }
+
+    /// Fills the empty burst.
     pub fn next_burst(&mut self, memory: &M, burst: &mut Burst, max: usize) -> (usize, Option<Violation>) {
-        let mut fill = burst.fill();
-        let stop = if self.in_order {
-            self.take::<true>(memory, &mut fill, max)
-        } else {
-            self.take::<false>(memory, &mut fill, max)
+        let areas = self.areas.clone();
+        let limits = Limits {
+            slots: self.slots_free(),
+            ..self.limits
         };
-        let count = fill.done();
+        let next = &mut self.next_available;
+        let (count, violation) = match &mut self.in_flight {
+            InFlight::AnyOrder(table) => {
+                let mut table = table.view();
+                take(&areas, memory, limits, next, burst, max, |taken| {
+                    table.enter(taken)
+                })
+            }
+            InFlight::InOrder(order) => take(&areas, memory, limits, next, burst, max, |taken| {
+                order.enter(taken)
+            }),
+        };
         self.chains_in_flight += count;
-        match stop {
-            Some(Stop::Violation(violation)) => (count, Some(violation)),
-            _ => (count, None),
-        }
+        (count, violation)
     }
 
-    #[inline(always)]
-    fn take<const IN_ORDER: bool>(&mut self, memory: &M, fill: &mut Fill<'_>, max: usize) -> Option<Stop> {
-        for _ in 0..max {
-            let descriptor = self.areas.descriptor(self.next_available);
-            if !self.next_available.is_available(descriptor) {
-                return None;
-            }
-            let flags = descriptor.packed_flags();
-            let taken = if flags & DESC_F_MORE == 0 {
-                let (id, len, writable) = (descriptor.packed_id(), descriptor.len(), is_writable(flags));
-                fill.single(id, id, descriptor.addr, len, writable)
-                    .map(|()| Taken {
-                        id,
-                        slots: 1,
-                        writable_bytes: if writable { len } else { 0 },
-                    })
-            } else {
-                walk(
-                    &self.areas,
-                    memory,
-                    fill,
-                    self.limits,
-                    self.next_available,
-                    descriptor,
-                )
-            };
-            let taken = match taken {
-                Ok(taken) => taken,
-                Err(stop) => return Some(stop),
-            };
-            if let Err(violation) = self.admit(&taken) {
-                fill.undo();
-                return Some(violation.into());
-            }
-            if IN_ORDER {
-                self.order.push(taken.id);
-            }
-        }
-        None
-    }
-
-    /// Enters a chain into the in-flight table.
-    #[inline(always)]
-    fn admit(&mut self, taken: &Taken) -> Result<(), Violation> {
-        let Some(entry) = self.entries.get_mut(usize::from(taken.id)) else {
-            return Err(Violation::DescriptorIndex(taken.id));
-        };
-        if entry.slots != 0 {
-            return Err(Violation::DuplicateHead(taken.id));
-        }
-        // Slots that are in flight cannot be available again.
-        let slots_in_flight = self.slots_in_flight + taken.slots;
-        if slots_in_flight > self.limits.size {
-            return Err(Violation::AvailableIndex);
-        }
-        *entry = Entry {
-            slots: taken.slots,
-            done: false,
-            full: false,
-            bytes: taken.writable_bytes,
-        };
-        self.slots_in_flight = slots_in_flight;
-        self.next_available.advance(taken.slots, self.limits.size);
-        Ok(())
-    }
-
+    /// Writes used descriptors, not yet visible.
     #[inline]
-    pub fn complete(&mut self, head: u16, written: u32) {
-        let Some(entry) = self.entries.get_mut(usize::from(head)) else {
+    pub fn give_back(&mut self, list: &[Done]) {
+        if matches!(self.in_flight, InFlight::InOrder(_)) {
+            return self.give_back_in_order(list);
+        }
+        let InFlight::AnyOrder(table) = &mut self.in_flight else {
             return;
         };
-        let slots = entry.slots;
-        if slots == 0 {
-            return;
+        let mut table = table.view();
+        let (areas, size) = (self.areas.clone(), self.limits.size);
+        let mut next = self.next_used;
+        let mut flags = next.used_word();
+        let mut rest = list.iter();
+        if next == self.published
+            && let Some(&done) = rest.next()
+        {
+            self.first = done.0 | flags;
+            if next.advance(table.remove(done.id()), size) {
+                flags = next.used_word();
+            }
         }
-        if self.in_order {
-            entry.done = true;
-            entry.full = written == entry.bytes;
-            entry.bytes = written;
-            self.release();
-            return;
+        for &done in rest {
+            areas.set_word(next, done.0 | flags);
+            if next.advance(table.remove(done.id()), size) {
+                flags = next.used_word();
+            }
         }
-        entry.slots = 0;
-        self.write_used(self.next_used, head, written);
-        self.account(slots);
+        self.next_used = next;
+        self.chains_in_flight = self.chains_in_flight.saturating_sub(list.len());
     }
 
-    #[inline(always)]
-    fn account(&mut self, slots: u16) {
-        self.next_used.advance(slots, self.limits.size);
-        self.slots_in_flight -= slots;
-        self.chains_in_flight -= 1;
+    fn give_back_in_order(&mut self, mut list: &[Done]) {
+        let size = self.limits.size;
+        while let [first, rest @ ..] = list {
+            let InFlight::InOrder(order) = &mut self.in_flight else {
+                return;
+            };
+            let (count, slots) = order.give_full(list);
+            if let Some((run, rest)) = list.split_at_checked(count)
+                && let Some(&done) = run.last()
+            {
+                let turn = Turn {
+                    done,
+                    slots,
+                    full: true,
+                };
+                self.use_in_order(turn, size);
+                list = rest;
+                continue;
+            }
+            list = rest;
+            order.give(*first);
+            while let InFlight::InOrder(order) = &mut self.in_flight
+                && let Some(turn) = order.turn()
+            {
+                self.use_in_order(turn, size);
+            }
+        }
+        if let InFlight::InOrder(order) = &self.in_flight {
+            self.chains_in_flight = order.in_flight();
+        }
+    }
+
+    /// Uses the next chain in order. One used descriptor stands for several if the device filled all but the last
+    /// of them completely. virtio 1.3 §2.8.9
+    fn use_in_order(&mut self, turn: Turn, size: u16) {
+        let at = match self.batch {
+            Some((at, before)) if before.full => at,
+            Some((at, before)) => {
+                self.write_used(at, before.done);
+                self.next_used
+            }
+            None => self.next_used,
+        };
+        self.batch = Some((at, turn));
+        self.next_used.advance(turn.slots, size);
     }
 
     /// Writes a used descriptor, unless it is the first since the last publication. virtio 1.3 §2.8.9
-    #[inline(always)]
-    fn write_used(&mut self, at: Cursor, id: u16, written: u32) {
-        let write = if written == 0 { 0 } else { DESC_F_WRITE };
-        let word = packed_word(written, id, at.used_flags() | write);
+    fn write_used(&mut self, at: Cursor, done: Done) {
+        let word = done.0 | at.used_word();
         if at == self.published {
-            self.first_word = word;
+            self.first = word;
         } else {
             self.areas.set_word(at, word);
         }
     }
 
-    /// Gives back the oldest chains for as long as they are done. One used descriptor stands for several, if the
-    /// device filled all but the last of them completely. virtio 1.3 §2.8.9
-    fn release(&mut self) {
-        while let Some(head) = self.order.front() {
-            let Some(entry) = self.entries.get_mut(usize::from(head)) else {
-                return;
-            };
-            let Entry {
-                slots,
-                done,
-                full,
-                bytes,
-            } = *entry;
-            if !done {
-                return;
-            }
-            *entry = Entry::default();
-            self.order.pop();
-            let at = match self.batch {
-                Some(batch) if batch.full => batch.at,
-                Some(batch) => {
-                    self.write_used(batch.at, batch.id, batch.written);
-                    self.next_used
-                }
-                None => self.next_used,
-            };
-            self.batch = Some(Batch {
-                at,
-                id: head,
-                full,
-                written: bytes,
-            });
-            self.account(slots);
-        }
-    }
-
-    #[inline]
+    #[inline(always)]
     pub fn publish(&mut self, memory: &M) -> bool {
-        if let Some(batch) = self.batch.take() {
-            self.write_used(batch.at, batch.id, batch.written);
+        if let Some((at, turn)) = self.batch.take() {
+            self.write_used(at, turn.done);
         }
         let (old, new) = (self.published, self.next_used);
         if old == new {
             return false;
         }
-        self.areas.set_word(old, self.first_word);
+        self.areas.set_word(old, self.first);
         self.published = new;
         memory.fence();
         if !self.told {
@@ -285,7 +205,7 @@ impl<M: RingMemory> PackedDevice<M> {
     /// work would let the driver keep a device awake for ever.
     fn chain_is_ready(&self) -> bool {
         let mut at = self.next_available;
-        for _ in 0..self.limits.size.saturating_sub(self.slots_in_flight) {
+        for _ in 0..self.slots_free() {
             let descriptor = self.areas.descriptor(at);
             if !at.is_available(descriptor) {
                 return false;
@@ -310,17 +230,131 @@ impl<M: RingMemory> PackedDevice<M> {
     }
 }
 
+/// Takes up to `max` available chains from `next` on.
+#[inline(always)]
+fn take<M: RingMemory>(
+    areas: &PackedAreas<M::Area>,
+    memory: &M,
+    limits: Limits,
+    next: &mut Cursor,
+    burst: &mut Burst,
+    max: usize,
+    mut enter: impl FnMut(Taken) -> Result<(), Violation>,
+) -> (usize, Option<Violation>) {
+    let slots = burst.slots();
+    let (mut filled, mut count) = (0, 0);
+    let (mut at, mut free) = (*next, limits.slots);
+    let mut violation = None;
+    while count < max {
+        let room = slots.get_mut(filled..).unwrap_or_default();
+        // A run ends where the ring does, and before slots that are in flight.
+        let end = usize::from(at.slots_to_end(limits.size).min(free)).min(max - count);
+        let (run, other) = take_singles::<M>(areas, at, room, end, &mut enter);
+        filled += run;
+        count += run;
+        free -= run as u16;
+        at.advance(run as u16, limits.size);
+        let Some(descriptor) = other else {
+            if run == end && free != 0 {
+                continue;
+            }
+            break;
+        };
+        let room = room.get_mut(run..).unwrap_or_default();
+        match take_other(
+            areas,
+            memory,
+            Limits {
+                slots: free,
+                ..limits
+            },
+            at,
+            descriptor,
+            room,
+            &mut enter,
+        ) {
+            Ok((segments, slots)) => {
+                filled += segments;
+                free -= slots;
+                at.advance(slots, limits.size);
+            }
+            Err(Stop::Violation(found)) => {
+                violation = Some(found);
+                break;
+            }
+            Err(_) => break,
+        }
+        count += 1;
+    }
+    *next = at;
+    // SAFETY: the first `filled` slots hold whole chains, made by `single` and `walk`.
+    unsafe { burst.filled(filled) };
+    (count, violation)
+}
+
+/// Takes chains of one good descriptor until there are `max`, or `room` is full, or something else comes: that is
+/// returned, as it was read.
+#[inline(always)]
+fn take_singles<M: RingMemory>(
+    areas: &PackedAreas<M::Area>,
+    at: Cursor,
+    room: &mut [Slot],
+    max: usize,
+    enter: &mut impl FnMut(Taken) -> Result<(), Violation>,
+) -> (usize, Option<Descriptor>) {
+    let mut count = 0;
+    for (slot, descriptor) in room.iter_mut().zip(areas.run(at, max)) {
+        let flags = descriptor.packed_flags();
+        let id = descriptor.packed_id();
+        let taken = Taken {
+            id,
+            slots: 1,
+            full: Done::all_of(descriptor),
+        };
+        let single = at.is_available_without(descriptor, DESC_F_MORE);
+        if !single || !is_sound(descriptor) || enter(taken).is_err() {
+            return (count, Some(descriptor));
+        }
+        *slot = Slot::single(id, descriptor, flags);
+        count += 1;
+    }
+    (count, None)
+}
+
+/// Takes a chain of several descriptors, or says what is wrong with it; returns its segments and slots.
+#[inline(always)]
+fn take_other<M: RingMemory>(
+    areas: &PackedAreas<M::Area>,
+    memory: &M,
+    limits: Limits,
+    at: Cursor,
+    descriptor: Descriptor,
+    room: &mut [Slot],
+    enter: &mut impl FnMut(Taken) -> Result<(), Violation>,
+) -> Result<(usize, u16), Stop> {
+    if !at.is_available(descriptor) {
+        return Err(Stop::NotYet);
+    }
+    let (segments, taken) = walk(areas, memory, limits, at, descriptor, room)?;
+    // Slots that are in flight cannot be available again.
+    if taken.slots > limits.slots {
+        return Err(Violation::AvailableIndex.into());
+    }
+    enter(taken)?;
+    Ok((segments, taken.slots))
+}
+
 /// Reads the rest of a chain that has more than one descriptor. Its buffer ID is in the last one. virtio 1.3 §2.8.6
 #[inline(never)]
 fn walk<M: RingMemory>(
     areas: &PackedAreas<M::Area>,
     memory: &M,
-    fill: &mut Fill<'_>,
     limits: Limits,
     first: Cursor,
     descriptor: Descriptor,
-) -> Result<Taken, Stop> {
-    let mut chain = fill.chain(limits.chain);
+    room: &mut [Slot],
+) -> Result<(usize, Taken), Stop> {
+    let mut chain = Building::new(room, limits.chain);
     let (mut at, mut descriptor) = (first, descriptor);
     for slots in 1..=limits.size {
         let flags = descriptor.packed_flags();
@@ -332,15 +366,16 @@ fn walk<M: RingMemory>(
             }
             walk_table(memory, &mut chain, at.slot(), descriptor)?;
         } else {
-            chain.push(at.slot(), descriptor.addr, descriptor.len(), is_writable(flags))?;
+            chain.push(at.slot(), descriptor, is_writable(flags))?;
         }
         if flags & DESC_F_NEXT == 0 {
-            let writable_bytes = chain.finish(id)?;
-            return Ok(Taken {
+            let (segments, writable_bytes) = chain.finish(id)?;
+            let taken = Taken {
                 id,
                 slots,
-                writable_bytes,
-            });
+                full: Done::new(id, writable_bytes),
+            };
+            return Ok((segments, taken));
         }
         at.advance(1, limits.size);
         descriptor = areas.descriptor(at);
@@ -352,9 +387,10 @@ fn walk<M: RingMemory>(
 }
 
 /// Reads an indirect table: all entries in order, of which only WRITE counts. virtio 1.3 §2.8.7
+#[inline(never)]
 fn walk_table<M: RingMemory>(
     memory: &M,
-    chain: &mut Building<'_, '_>,
+    chain: &mut Building<'_>,
     slot: u16,
     descriptor: Descriptor,
 ) -> Result<(), Stop> {
@@ -366,7 +402,7 @@ fn walk_table<M: RingMemory>(
         if flags & DESC_F_INDIRECT != 0 {
             return Err(Violation::Indirect(slot).into());
         }
-        chain.push(index, entry.addr, entry.len(), is_writable(flags))?;
+        chain.push(index, entry, is_writable(flags))?;
     }
     Ok(())
 }

@@ -1,20 +1,16 @@
-use alloc::boxed::Box;
-
 use treaty_virtio_spec::ring::{AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, USED_F_NO_NOTIFY};
 
-use super::inflight::{Entry, Order, table};
-use crate::burst::{Building, Fill, Stop};
+use super::Limits;
+use super::inflight::{Done, InFlight, Taken};
+use crate::burst::{Building, Slot, Stop, is_sound};
 use crate::layout::{DESC_F_MORE, Descriptor, IndirectTable, SplitAreas, is_writable, passed};
 use crate::{Burst, ConfigError, QueueState, RingConfig, RingMemory, Violation};
 
 /// The device half of a split virtqueue. All indices run freely, modulo 65536. virtio 1.3 §2.7
 pub(crate) struct SplitDevice<M: RingMemory> {
     areas: SplitAreas<M::Area>,
-    size: u16,
-    limit: u16,
-    indirect: bool,
+    limits: Limits,
     event_idx: bool,
-    in_order: bool,
     /// The driver's index when last looked at.
     available: u16,
     next_available: u16,
@@ -23,21 +19,9 @@ pub(crate) struct SplitDevice<M: RingMemory> {
     published: u16,
     /// The first publication always interrupts: what the driver was told before the start is not known.
     told: bool,
-    entries: Box<[Entry]>,
-    order: Order,
     /// Chains that were in flight in the state that the ring started from.
     inherited: u16,
-}
-
-/// What a chain may be.
-#[derive(Clone, Copy)]
-struct Limits {
-    /// Entries of the descriptor table.
-    size: u16,
-    /// Segments.
-    chain: u16,
-    /// INDIRECT_DESC was negotiated.
-    indirect: bool,
+    in_flight: InFlight,
 }
 
 impl<M: RingMemory> SplitDevice<M> {
@@ -47,124 +31,81 @@ impl<M: RingMemory> SplitDevice<M> {
             next_avail,
             next_used,
         } = state;
-        if next_avail.wrapping_sub(next_used) > config.size {
+        let inherited = next_avail.wrapping_sub(next_used);
+        if inherited > config.size {
             return Err(ConfigError::State(state));
         }
         Ok(Self {
             areas,
-            size: config.size,
-            limit: config.max_chain.max(1),
-            indirect: config.features.indirect,
+            limits: Limits::new(config),
             event_idx: config.features.event_idx,
-            in_order: config.features.in_order,
             available: next_avail,
             next_available: next_avail,
             next_used,
             published: next_used,
             told: state == QueueState::fresh(config.layout),
-            entries: table(config.size),
-            order: Order::new(config.size, config.features.in_order),
-            inherited: next_avail.wrapping_sub(next_used),
+            inherited,
+            in_flight: InFlight::new(config.size, config.features.in_order),
         })
     }
 
-    #[inline]
+    /// Fills the empty burst.
     pub fn next_burst(&mut self, memory: &M, burst: &mut Burst, max: usize) -> (usize, Option<Violation>) {
         if self.available == self.next_available {
             self.available = self.areas.available_index();
-            let ready = self.available.wrapping_sub(self.next_available);
-            if ready == 0 {
-                return (0, None);
-            }
-            if ready > self.size {
+            if self.available.wrapping_sub(self.next_available) > self.limits.size {
                 return (0, Some(Violation::AvailableIndex));
             }
         }
         let ready = usize::from(self.available.wrapping_sub(self.next_available)).min(max);
-        let mut fill = burst.fill();
-        let stop = if self.in_order {
-            self.take::<true>(memory, &mut fill, ready)
-        } else {
-            self.take::<false>(memory, &mut fill, ready)
+        let areas = self.areas.clone();
+        let (first, limits) = (self.next_available, self.limits);
+        let (count, violation) = match &mut self.in_flight {
+            InFlight::AnyOrder(table) => {
+                let mut table = table.view();
+                take(&areas, memory, limits, first, burst, ready, |taken| {
+                    table.enter(taken)
+                })
+            }
+            InFlight::InOrder(order) => take(&areas, memory, limits, first, burst, ready, |taken| {
+                order.enter(taken)
+            }),
         };
-        let count = fill.done();
-        match stop {
-            Some(Stop::Violation(violation)) => (count, Some(violation)),
-            _ => (count, None),
+        self.next_available = first.wrapping_add(count as u16);
+        (count, violation)
+    }
+
+    /// Writes used entries, not yet visible.
+    #[inline]
+    pub fn give_back(&mut self, list: &[Done]) {
+        let areas = self.areas.clone();
+        let mut next = self.next_used;
+        let mut write = |done: Done| {
+            areas.set_used_entry(next, done.id(), done.written());
+            next = next.wrapping_add(1);
+        };
+        match &mut self.in_flight {
+            InFlight::AnyOrder(table) => {
+                let mut table = table.view();
+                for &done in list {
+                    if table.remove(done.id()) != 0 {
+                        write(done);
+                    }
+                }
+            }
+            InFlight::InOrder(order) => {
+                for &done in list {
+                    order.give(done);
+                    while let Some(turn) = order.turn() {
+                        write(turn.done);
+                    }
+                }
+            }
         }
+        self.next_used = next;
     }
 
     #[inline(always)]
-    fn take<const IN_ORDER: bool>(&mut self, memory: &M, fill: &mut Fill<'_>, ready: usize) -> Option<Stop> {
-        for _ in 0..ready {
-            let head = self.areas.available_entry(self.next_available);
-            let Some(entry) = self.entries.get_mut(usize::from(head)) else {
-                return Some(Violation::DescriptorIndex(head).into());
-            };
-            if entry.slots != 0 {
-                return Some(Violation::DuplicateHead(head).into());
-            }
-            let descriptor = self.areas.descriptor(head);
-            let flags = descriptor.split_flags();
-            let taken = if flags & DESC_F_MORE == 0 {
-                fill.single(head, head, descriptor.addr, descriptor.len(), is_writable(flags))
-            } else {
-                let limits = Limits {
-                    size: self.size,
-                    chain: self.limit,
-                    indirect: self.indirect,
-                };
-                walk(&self.areas, memory, fill, limits, head, descriptor)
-            };
-            if let Err(stop) = taken {
-                return Some(stop);
-            }
-            entry.slots = 1;
-            if IN_ORDER {
-                self.order.push(head);
-            }
-            self.next_available = self.next_available.wrapping_add(1);
-        }
-        None
-    }
-
-    #[inline]
-    pub fn complete(&mut self, head: u16, written: u32) {
-        let Some(entry) = self.entries.get_mut(usize::from(head)) else {
-            return;
-        };
-        if entry.slots == 0 {
-            return;
-        }
-        if self.in_order {
-            entry.done = true;
-            entry.bytes = written;
-            self.release();
-            return;
-        }
-        entry.slots = 0;
-        self.areas.set_used_entry(self.next_used, head, written);
-        self.next_used = self.next_used.wrapping_add(1);
-    }
-
-    /// Gives back the oldest chains for as long as they are done. virtio 1.3 §2.7.8
-    fn release(&mut self) {
-        while let Some(head) = self.order.front() {
-            let Some(entry) = self.entries.get_mut(usize::from(head)) else {
-                return;
-            };
-            if !entry.done {
-                return;
-            }
-            let written = entry.bytes;
-            *entry = Entry::default();
-            self.order.pop();
-            self.areas.set_used_entry(self.next_used, head, written);
-            self.next_used = self.next_used.wrapping_add(1);
-        }
-    }
-
-    #[inline]
     pub fn publish(&mut self, memory: &M) -> bool {
         let (old, new) = (self.published, self.next_used);
         if old == new {
@@ -215,17 +156,107 @@ impl<M: RingMemory> SplitDevice<M> {
     }
 }
 
+/// Takes up to `ready` chains from the available ring, from `next` on.
+#[inline(always)]
+fn take<M: RingMemory>(
+    areas: &SplitAreas<M::Area>,
+    memory: &M,
+    limits: Limits,
+    mut next: u16,
+    burst: &mut Burst,
+    ready: usize,
+    mut enter: impl FnMut(Taken) -> Result<(), Violation>,
+) -> (usize, Option<Violation>) {
+    let slots = burst.slots();
+    let (mut filled, mut count) = (0, 0);
+    let mut violation = None;
+    while count < ready {
+        let room = slots.get_mut(filled..).unwrap_or_default();
+        let (run, other) = take_singles::<M>(areas, next, room, ready - count, &mut enter);
+        filled += run;
+        count += run;
+        next = next.wrapping_add(run as u16);
+        let Some((id, descriptor)) = other else { break };
+        let room = room.get_mut(run..).unwrap_or_default();
+        match take_other(areas, memory, limits, id, descriptor, room, &mut enter) {
+            Ok(segments) => filled += segments,
+            Err(Stop::Violation(found)) => {
+                violation = Some(found);
+                break;
+            }
+            Err(_) => break,
+        }
+        count += 1;
+        next = next.wrapping_add(1);
+    }
+    // SAFETY: the first `filled` slots hold whole chains, made by `single` and `walk`.
+    unsafe { burst.filled(filled) };
+    (count, violation)
+}
+
+/// Takes chains of one good descriptor until there are `max`, or `room` is full, or something else comes: that is
+/// returned, as it was read.
+#[inline(always)]
+fn take_singles<M: RingMemory>(
+    areas: &SplitAreas<M::Area>,
+    next: u16,
+    room: &mut [Slot],
+    max: usize,
+    enter: &mut impl FnMut(Taken) -> Result<(), Violation>,
+) -> (usize, Option<(u16, Descriptor)>) {
+    let mut count = 0;
+    for slot in room.iter_mut().take(max) {
+        let id = areas.available_entry(next.wrapping_add(count as u16));
+        let descriptor = areas.descriptor(id);
+        let flags = descriptor.split_flags();
+        let taken = Taken {
+            id,
+            slots: 1,
+            full: Done::new(id, if is_writable(flags) { descriptor.len() } else { 0 }),
+        };
+        if flags & DESC_F_MORE != 0 || !is_sound(descriptor) || enter(taken).is_err() {
+            return (count, Some((id, descriptor)));
+        }
+        *slot = Slot::single(id, descriptor, flags);
+        count += 1;
+    }
+    (count, None)
+}
+
+/// Takes a chain of several descriptors, or says what is wrong with it.
+#[inline(always)]
+fn take_other<M: RingMemory>(
+    areas: &SplitAreas<M::Area>,
+    memory: &M,
+    limits: Limits,
+    id: u16,
+    descriptor: Descriptor,
+    room: &mut [Slot],
+    enter: &mut impl FnMut(Taken) -> Result<(), Violation>,
+) -> Result<usize, Stop> {
+    if id >= limits.size {
+        return Err(Violation::DescriptorIndex(id).into());
+    }
+    let (segments, writable_bytes) = walk(areas, memory, limits, id, descriptor, room)?;
+    enter(Taken {
+        id,
+        slots: 1,
+        full: Done::new(id, writable_bytes),
+    })?;
+    Ok(segments)
+}
+
 /// Reads the rest of a chain that has more than one descriptor. virtio 1.3 §2.7.5
 #[inline(never)]
 fn walk<M: RingMemory>(
     areas: &SplitAreas<M::Area>,
     memory: &M,
-    fill: &mut Fill<'_>,
     limits: Limits,
     head: u16,
     first: Descriptor,
-) -> Result<(), Stop> {
-    let mut chain = fill.chain(limits.chain);
+    room: &mut [Slot],
+) -> Result<(usize, u32), Stop> {
+    let mut chain = Building::new(room, limits.chain);
     let (mut index, mut descriptor) = (head, first);
     for _ in 0..limits.size {
         let flags = descriptor.split_flags();
@@ -234,11 +265,11 @@ fn walk<M: RingMemory>(
                 return Err(Violation::Indirect(index).into());
             }
             walk_table(memory, &mut chain, index, descriptor)?;
-            return chain.finish(head).map(drop);
+            return chain.finish(head);
         }
-        chain.push(index, descriptor.addr, descriptor.len(), is_writable(flags))?;
+        chain.push(index, descriptor, is_writable(flags))?;
         if flags & DESC_F_NEXT == 0 {
-            return chain.finish(head).map(drop);
+            return chain.finish(head);
         }
         index = descriptor.split_next();
         if index >= limits.size {
@@ -250,9 +281,10 @@ fn walk<M: RingMemory>(
 }
 
 /// Reads the chain in an indirect table, which starts at its first entry. virtio 1.3 §2.7.5.3
+#[inline(never)]
 fn walk_table<M: RingMemory>(
     memory: &M,
-    chain: &mut Building<'_, '_>,
+    chain: &mut Building<'_>,
     id: u16,
     descriptor: Descriptor,
 ) -> Result<(), Stop> {
@@ -264,7 +296,7 @@ fn walk_table<M: RingMemory>(
         if flags & DESC_F_INDIRECT != 0 {
             return Err(Violation::Indirect(id).into());
         }
-        chain.push(index, entry.addr, entry.len(), is_writable(flags))?;
+        chain.push(index, entry, is_writable(flags))?;
         if flags & DESC_F_NEXT == 0 {
             return Ok(());
         }

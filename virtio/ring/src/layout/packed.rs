@@ -11,6 +11,10 @@ use crate::{ConfigError, RingArea, RingConfig, RingMemory};
 const STATE: u16 = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED;
 const WRAP_BIT: u16 = 1 << 15;
 
+/// Tells the compiler to branch around what follows: a conditional move would cost every descriptor.
+#[cold]
+fn once_a_lap() {}
+
 /// A place in a packed ring: the slot, always below the queue size that it was made and moved with, and the
 /// wrap counter. virtio 1.3 §2.8.1
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,15 +39,22 @@ impl Cursor {
         self.slot
     }
 
-    /// Moves on by `count`, which is at most `size`.
+    /// Moves on by `count`, which is at most `size`; true if it wrapped.
     #[inline(always)]
-    pub fn advance(&mut self, count: u16, size: u16) {
+    pub fn advance(&mut self, count: u16, size: u16) -> bool {
         debug_assert!(count <= size);
         self.slot += count;
-        if self.slot >= size {
-            self.slot -= size;
-            self.wrap = !self.wrap;
+        if self.slot < size {
+            return false;
         }
+        once_a_lap();
+        self.slot -= size;
+        self.wrap = !self.wrap;
+        true
+    }
+
+    pub fn slots_to_end(self, size: u16) -> u16 {
+        size - self.slot
     }
 
     /// Slots from `earlier` to here, if not more than a ring apart.
@@ -70,9 +81,21 @@ impl Cursor {
         if self.wrap { STATE } else { 0 }
     }
 
+    /// [`used_flags`](Self::used_flags) where they belong in a descriptor's word.
+    #[inline(always)]
+    pub fn used_word(self) -> u64 {
+        u64::from(self.used_flags()) << 48
+    }
+
     #[inline(always)]
     pub fn is_available(self, descriptor: Descriptor) -> bool {
         descriptor.packed_flags() & STATE == self.available_flags()
+    }
+
+    /// Available, and none of the flags `without` is set.
+    #[inline(always)]
+    pub fn is_available_without(self, descriptor: Descriptor, without: u16) -> bool {
+        descriptor.packed_flags() & (STATE | without) == self.available_flags()
     }
 
     pub fn is_used(self, descriptor: Descriptor) -> bool {
@@ -101,6 +124,7 @@ impl Wish {
 }
 
 /// The three areas of a packed virtqueue. virtio 1.3 §2.8
+#[derive(Clone)]
 pub(crate) struct PackedAreas<A> {
     ring: A,
     driver: A,
@@ -110,7 +134,7 @@ pub(crate) struct PackedAreas<A> {
 }
 
 // SAFETY (all blocks below): `map` resolved `16 * size` bytes of ring and 4 bytes of each event area, at the alignment of
-// virtio 1.3 §2.8; a slot is checked against `size` before it becomes an offset. A guest that writes to the areas
+// virtio 1.3 §2.8; `offset` says why a slot is inside the ring. A guest that writes to the areas
 // changes the values read and nothing else.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<A: RingArea> PackedAreas<A> {
@@ -126,12 +150,25 @@ impl<A: RingArea> PackedAreas<A> {
         })
     }
 
-    /// Byte offset of a slot. A cursor is below the size of its ring; taking the minimum costs less than a branch
-    /// and makes a mistake in that harmless.
+    /// Byte offset of a slot. A cursor is always below the size that it is made and moved with, and a ring moves its
+    /// cursors with its own.
     #[inline(always)]
     fn offset(&self, cursor: Cursor) -> usize {
         debug_assert!(cursor.slot < self.size);
-        usize::from(cursor.slot.min(self.size - 1)) * DESC_SIZE
+        usize::from(cursor.slot) * DESC_SIZE
+    }
+
+    /// Reads up to `max` descriptors from a place on, to the end of the ring, each byte once and each when its turn
+    /// comes.
+    #[inline(always)]
+    pub fn run(&self, cursor: Cursor, max: usize) -> Run<A> {
+        let at = self.offset(cursor);
+        let max = max.min(usize::from(cursor.slots_to_end(self.size)));
+        Run {
+            ring: self.ring.clone(),
+            at,
+            end: at + max * DESC_SIZE,
+        }
     }
 
     /// Reads a descriptor, each byte once; if it says that it is the other side's turn no more, everything that the
@@ -193,5 +230,32 @@ impl<A: RingArea> PackedAreas<A> {
         };
         let event = (place & !WRAP_BIT).wrapping_sub(lap);
         passed(event, new.slot, new.slot.wrapping_sub(count))
+    }
+}
+
+/// Consecutive descriptors of a packed ring.
+pub(crate) struct Run<A> {
+    ring: A,
+    /// Byte offset of the next one.
+    at: usize,
+    end: usize,
+}
+
+impl<A: RingArea> Iterator for Run<A> {
+    type Item = Descriptor;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Descriptor> {
+        if self.at >= self.end {
+            return None;
+        }
+        let at = self.at;
+        self.at += DESC_SIZE;
+        // SAFETY: `PackedAreas::run` chose offsets inside the ring, multiples of 16.
+        unsafe {
+            let word = self.ring.load_u64(at + 8, Acquire);
+            let addr = self.ring.load_u64(at, Relaxed);
+            Some(Descriptor { addr, word })
+        }
     }
 }

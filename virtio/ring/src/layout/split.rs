@@ -12,6 +12,7 @@ const ENTRIES: usize = 4;
 
 /// The three areas of a split virtqueue. Every index is reduced modulo the queue size, a power of two, so no
 /// value, whoever it came from, leads outside. virtio 1.3 §2.7
+#[derive(Clone)]
 pub(crate) struct SplitAreas<A> {
     table: A,
     available: A,

@@ -1,0 +1,64 @@
+//! Rings against `virtio-queue` and `vhost-user-backend`: instructions per chain, and two threads' throughput.
+//!
+//! `ring` prints a table, `ring --json` one object, `ring --check` fails if an instruction count misses its bar.
+mod instructions;
+mod rig;
+
+use anyhow::{Context, Result, bail};
+use instructions::COUNTS;
+use treaty_benches::{Better, Case, Report, callgrind};
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [] => println!("{}", report()?.table()),
+        ["--json"] => println!("{}", report()?.json()?),
+        ["--check"] => check()?,
+        ["--measure", name, side] => COUNTS
+            .iter()
+            .find(|count| count.name == name)
+            .context("no such case")?
+            .measure(side)?,
+        _ => bail!("usage: ring [--json | --check]"),
+    }
+    Ok(())
+}
+
+fn report() -> Result<Report> {
+    let mut cases = Vec::new();
+    for count in &COUNTS {
+        if callgrind::available() {
+            cases.extend(count.run()?);
+        } else {
+            let why = "needs valgrind (Debian package `valgrind`)".to_owned();
+            cases.push(Case::skipped(
+                count.name,
+                "instructions",
+                Better::Lower,
+                "virtio-queue 0.18",
+                why,
+            ));
+        }
+    }
+    Ok(Report::new("ring", cases))
+}
+
+fn check() -> Result<()> {
+    if !callgrind::available() {
+        println!("SKIPPED: instruction counts need valgrind (Debian package `valgrind`)");
+        return Ok(());
+    }
+    let report = report()?;
+    println!("{}", report.table());
+    let missed: Vec<&str> = report
+        .cases()
+        .iter()
+        .filter(|case| !case.meets_bar())
+        .map(|case| case.name.as_str())
+        .collect();
+    if !missed.is_empty() {
+        bail!("over the bar: {}", missed.join(", "));
+    }
+    Ok(())
+}
