@@ -31,6 +31,8 @@ mod queue;
 mod registers;
 mod rng;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use blk::{Blk, BlkCompletion, BlkOperation, MAX_DATA_SEGMENTS};
