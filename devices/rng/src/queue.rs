@@ -191,12 +191,16 @@ impl RngQueue {
                 turn.wake_at(reading.retry_ns);
                 self.reading = Some(reading);
             }
-            failed => self.substitute(reading, &failed, turn.now()),
+            // Cancelled, or nothing there: the chain has to go back now.
+            _ if turn.stopping() => self.substitute(reading, turn.now()),
+            failed => {
+                self.source_failed(&failed, turn.now());
+                self.substitute(reading, turn.now());
+            }
         }
     }
 
-    /// The file has nothing for a chain that must not wait: the system's generator fills it.
-    fn substitute(&mut self, mut reading: Reading, failed: &io::Result<usize>, now_ns: u64) {
+    fn source_failed(&mut self, failed: &io::Result<usize>, now_ns: u64) {
         self.counters.source_failures.add(1);
         if let Some(suppressed) = self.log.allow(now_ns) {
             match failed {
@@ -204,6 +208,10 @@ impl RngQueue {
                 Err(error) => tracing::warn!(suppressed, %error, "entropy source failed; using getrandom"),
             }
         }
+    }
+
+    /// The file has nothing for a chain that must not wait: the system's generator fills it.
+    fn substitute(&mut self, mut reading: Reading, now_ns: u64) {
         let count = reading.buffers.len().min(self.scratch.len());
         let part = self.scratch.get_mut(..count).unwrap_or_default();
         let no_entropy = getrandom::fill(part).is_err();
@@ -249,8 +257,7 @@ impl RngQueue {
     /// Gives back everything that was taken; nobody waits for a source that has nothing.
     fn drain(&mut self, turn: &mut Turn<'_>) -> Progress {
         if let Some(reading) = self.reading.take_if(|reading| !reading.submitted) {
-            let nothing = Err(io::ErrorKind::WouldBlock.into());
-            self.substitute(reading, &nothing, turn.now());
+            self.substitute(reading, turn.now());
         }
         while self.queue.fetched() > 0 && self.fill_next(MAX_CHAIN_BYTES, turn.now()).is_some() {}
         self.queue.publish();
