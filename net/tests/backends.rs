@@ -4,12 +4,11 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{
-    BROADCAST, EXPERIMENTAL, buffers, capture, frame, in_network_namespace, packet_socket, receive, transmit,
-};
+use common::{BROADCAST, EXPERIMENTAL, buffers, frame, receive};
 use treaty_net::{
     BackendError, Loopback, Offloads, PacketBackend, Received, Sent, Socket, Tap, User, UserOptions,
 };
+use treaty_testkit::netns::{PacketSocket, in_network_namespace, wait_for};
 use treaty_virtio_spec::net::{GSO_NONE, HDR_F_NEEDS_CSUM, Header};
 
 fn plain() -> Header {
@@ -37,17 +36,17 @@ fn a_tap_is_made_and_carries_frames_both_ways() {
     in_network_namespace(|| {
         let mut tap = Tap::open("treaty0", 1).unwrap();
         assert_eq!((tap.name(), tap.capabilities().mtu), ("treaty0", Some(1500)));
-        let host = packet_socket("treaty0");
+        let host = PacketSocket::open("treaty0");
         let (mut sender, mut receiver) = (tap.sender(0).unwrap(), tap.receiver(0).unwrap());
         let out = frame(BROADCAST, 0x11, 100);
         assert_eq!(sender.send(&plain(), &buffers(&out)), Sent::Taken);
-        assert_eq!(capture(&host, EXPERIMENTAL), out);
+        assert_eq!(host.capture(EXPERIMENTAL), out);
         let back = frame([0x52, 0x54, 0, 0, 0, 1], 0x22, 1400);
-        transmit(&host, &back);
+        host.transmit(&back);
         loop {
             // The kernel's own packets (IPv6 neighbour discovery) come too.
             let (header, bytes) = receive(&mut *receiver);
-            if bytes.get(12..14) == Some(&EXPERIMENTAL.to_be_bytes()) {
+            if bytes.get(12..14) == Some(&EXPERIMENTAL) {
                 assert_eq!(bytes, back);
                 assert_eq!((header.gso_type, header.flags & HDR_F_NEEDS_CSUM), (GSO_NONE, 0));
                 break;
@@ -66,19 +65,19 @@ fn a_tap_with_pairs_delivers_to_active_ones_only() {
             &["tuntap", "add", "dev", "multi0", "mode", "tap", "multi_queue"],
         );
         let mut tap = Tap::open("multi0", 4).unwrap();
-        let host = packet_socket("multi0");
+        let host = PacketSocket::open("multi0");
         let mut receivers: Vec<_> = (0..4).map(|pair| tap.receiver(pair).unwrap()).collect();
         let mut room = vec![0; treaty_net::MAX_FRAME];
         for active in [1u16, 4, 2, 1] {
             tap.set_pairs(active).unwrap();
             for number in 0..64 {
-                transmit(&host, &frame([0x52, 0x54, 0, 0, 0, number], number, 60));
+                host.transmit(&frame([0x52, 0x54, 0, 0, 0, number], number, 60));
             }
             let mut total = 0;
             for (pair, receiver) in receivers.iter_mut().enumerate() {
                 let mut here = 0;
                 while let Received::Frame { len, .. } = receiver.receive(&mut room) {
-                    here += usize::from(room[..len].get(12..14) == Some(&EXPERIMENTAL.to_be_bytes()));
+                    here += usize::from(room[..len].get(12..14) == Some(&EXPERIMENTAL));
                 }
                 assert!(
                     pair < active.into() || here == 0,
@@ -178,7 +177,7 @@ fn sockets_join_two_ends_in_any_order() {
         for _ in 0..sent {
             receive(&mut *back);
         }
-        common::wait(sender.output_fd().unwrap(), libc::POLLOUT);
+        wait_for(sender.output_fd().unwrap(), libc::POLLOUT);
         assert_eq!(sender.send(&plain(), &buffers(&bytes)), Sent::Taken);
     }
     assert_eq!(
@@ -205,7 +204,7 @@ fn a_cable_keeps_order_and_headers_and_waits_when_full() {
     for number in 0..sent {
         assert_eq!(receive(&mut *receiver).0, header(number));
     }
-    common::wait(sender.output_fd().unwrap(), libc::POLLOUT);
+    wait_for(sender.output_fd().unwrap(), libc::POLLOUT);
     assert_eq!(sender.send(&header(0), &buffers(&[1; 60])), Sent::Taken);
     assert!(left.sender(2).is_err());
 }
