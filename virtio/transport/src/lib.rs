@@ -29,7 +29,7 @@ mod pci;
 
 pub use self::core::{CoreState, QueueConfig, SavedQueue, SavedRing};
 pub use error::{BuildError, TransportRestoreError, TransportSaveError};
-pub use lifecycle::{Lifecycle, TransportState};
+pub use lifecycle::{Lifecycle, QueueView, TransportState, TransportView};
 pub use mmio::{MmioParts, MmioState, MmioTransport};
 pub use offer::RingOffer;
 pub use pci::{Intx, PciParts, PciState, VirtioPci};

@@ -1,5 +1,5 @@
 use treaty_bus::Ticket;
-use treaty_virtio_device::DeviceId;
+use treaty_virtio_device::{DeviceId, Features};
 
 use crate::mmio::MmioState;
 use crate::pci::PciState;
@@ -31,6 +31,33 @@ pub trait Lifecycle: Send {
 
     /// Accesses so far that no correct driver makes.
     fn driver_faults(&self) -> u64;
+
+    /// What the driver has made of the device so far.
+    fn view(&self) -> TransportView;
+}
+
+/// A transport as an onlooker sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportView {
+    /// The device status register. virtio 1.3 §2.1
+    pub status: u8,
+    /// Features on offer.
+    pub offered: Features,
+    /// Features accepted: none before FEATURES_OK.
+    pub accepted: Features,
+    /// Why DEVICE_NEEDS_RESET is set, if it is.
+    pub needs_reset: Option<String>,
+    /// The queues, by index.
+    pub queues: Vec<QueueView>,
+}
+
+/// A queue as an onlooker sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueView {
+    /// Entries that the driver chose; 0 until it has enabled the queue.
+    pub size: u16,
+    /// It runs.
+    pub running: bool,
 }
 
 /// The state of a transport and its device in a snapshot.

@@ -9,7 +9,7 @@ use treaty_virtio_spec::pci::{ISR_CONFIG, ISR_QUEUE};
 
 use crate::core::{Area, Core, CoreParts, CoreState};
 use crate::isr::InterruptStatus;
-use crate::lifecycle::{Lifecycle, TransportState};
+use crate::lifecycle::{Lifecycle, TransportState, TransportView};
 use crate::notifier::{Notifier, Place};
 use crate::{BuildError, RingOffer, TransportRestoreError, TransportSaveError};
 
@@ -286,5 +286,9 @@ impl Lifecycle for MmioTransport {
 
     fn driver_faults(&self) -> u64 {
         self.core.faults()
+    }
+
+    fn view(&self) -> TransportView {
+        self.core.view()
     }
 }

@@ -27,7 +27,7 @@ pub use self::queue::QueueConfig;
 use self::queue::{Queue, Run, Then};
 use self::shared::Shared;
 pub use self::state::{CoreState, SavedQueue, SavedRing};
-use crate::{BuildError, RingOffer};
+use crate::{BuildError, QueueView, RingOffer, TransportView};
 
 /// One of a queue's three areas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,30 @@ impl Core {
     /// Accesses that the driver should not have made.
     pub fn faults(&self) -> u64 {
         self.faults
+    }
+
+    pub fn view(&self) -> TransportView {
+        let status = self.status();
+        let negotiated = status & FEATURES_OK != 0;
+        let queue = |queue: &Queue| QueueView {
+            size: if queue.config.enabled {
+                queue.config.size
+            } else {
+                0
+            },
+            running: matches!(queue.run, Run::Running),
+        };
+        TransportView {
+            status,
+            offered: self.offered,
+            accepted: if negotiated {
+                self.driver_features
+            } else {
+                Features::NONE
+            },
+            needs_reset: self.shared.needs_reset_reason(),
+            queues: self.queues.iter().map(queue).collect(),
+        }
     }
 
     /// Counts such an access; logs ever more rarely, whatever the guest does.

@@ -1,4 +1,5 @@
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
+use std::sync::{Mutex, PoisonError};
 
 use treaty_virtio_device::{EventSink, Interrupt};
 use treaty_virtio_spec::status::{DEVICE_NEEDS_RESET, DRIVER_OK};
@@ -8,6 +9,8 @@ pub(super) struct Shared {
     status: AtomicU8,
     generation: AtomicU32,
     config_interrupt: Interrupt,
+    /// Why the device last failed.
+    reason: Mutex<String>,
 }
 
 impl Shared {
@@ -16,6 +19,7 @@ impl Shared {
             status: AtomicU8::new(0),
             generation: AtomicU32::new(0),
             config_interrupt,
+            reason: Mutex::default(),
         }
     }
 
@@ -29,6 +33,11 @@ impl Shared {
 
     pub fn replace_status(&self, status: u8) {
         self.status.store(status, SeqCst);
+    }
+
+    pub fn needs_reset_reason(&self) -> Option<String> {
+        let failed = self.status() & DEVICE_NEEDS_RESET != 0;
+        failed.then(|| self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     pub fn generation(&self) -> u32 {
@@ -55,6 +64,7 @@ impl EventSink for Shared {
             && before & DEVICE_NEEDS_RESET == 0
         {
             tracing::debug!(reason, "device needs reset");
+            reason.clone_into(&mut self.reason.lock().unwrap_or_else(PoisonError::into_inner));
             self.config_interrupt.signal();
         }
     }

@@ -18,7 +18,7 @@ use self::interrupts::{Event, Interrupts, Sink};
 use self::layout::{BAR, Offsets};
 use crate::core::{Core, CoreParts, CoreState};
 use crate::isr::InterruptStatus;
-use crate::lifecycle::{Lifecycle, TransportState};
+use crate::lifecycle::{Lifecycle, TransportState, TransportView};
 use crate::notifier::{Notifier, Place};
 use crate::{BuildError, RingOffer, TransportRestoreError, TransportSaveError};
 
@@ -325,6 +325,10 @@ impl Lifecycle for VirtioPci {
 
     fn driver_faults(&self) -> u64 {
         self.core.faults()
+    }
+
+    fn view(&self) -> TransportView {
+        self.core.view()
     }
 }
 
