@@ -8,6 +8,8 @@ pub mod doctor;
 pub use treaty_plan as plan;
 
 mod boot;
+mod devices;
+mod endpoint;
 mod guard;
 mod interrupts;
 mod layout;

@@ -1,12 +1,14 @@
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use treaty_kvm::Kvm;
 
-use crate::api::{Control, ControlError, DeviceInfo, MachineState, MachineStatus};
+use crate::api::{Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo};
+use crate::devices;
 use crate::life::{End, Life};
-use crate::machine::{self, BuildError, Host, Machine, Power, SerialEndpoint};
-use crate::plan::MachinePlan;
+use crate::machine::{self, Attached, BuildError, Host, Machine, Power, SerialEndpoint};
+use crate::plan::{MachinePlan, TransportChoice};
 
 /// A machine that has been built and not run yet.
 pub struct Runner {
@@ -27,8 +29,10 @@ struct Shared {
     current: Mutex<Option<Current>>,
 }
 
+#[derive(Clone)]
 struct Current {
     power: Power,
+    devices: Arc<Vec<Attached>>,
 }
 
 impl Runner {
@@ -38,10 +42,12 @@ impl Runner {
         let kvm = Kvm::open()?;
         let life = Arc::new(Life::default());
         let serial = SerialEndpoint::open(&plan.serial, &life)?;
+        let slots = devices::open(&plan, &life)?;
         let host = Host {
             kvm,
             life: life.clone(),
             serial,
+            slots,
         };
         let first = machine::build(&plan, &host)?;
         let shared = Shared {
@@ -69,6 +75,7 @@ impl Runner {
         loop {
             vm.set_current(Some(Current {
                 power: machine.power.clone(),
+                devices: machine.devices.clone(),
             }));
             let end = machine.run();
             vm.set_current(None);
@@ -87,11 +94,10 @@ impl Vm {
         *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = current;
     }
 
-    fn with_current<R>(&self, then: impl FnOnce(&Current) -> R) -> Result<R, ControlError> {
+    fn current(&self) -> Result<Current, ControlError> {
         let current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
         current
-            .as_ref()
-            .map(then)
+            .clone()
             .ok_or_else(|| ControlError::State(self.0.life.state()))
     }
 }
@@ -108,23 +114,39 @@ impl Control for Vm {
         }
     }
 
+    /// First the vCPUs, so that nothing new is asked of the devices; then their queues.
     fn pause(&self) -> Result<(), ControlError> {
-        self.0.life.pause()
+        self.0.life.pause()?;
+        // A machine that is being built has nothing to drain, and stays paused when it is ready.
+        let Ok(current) = self.current() else {
+            return Ok(());
+        };
+        match current.devices.iter().find(|device| !device.pause()) {
+            None => Ok(()),
+            Some(device) => Err(ControlError::Failed(format!(
+                "{} did not drain in time",
+                device.name
+            ))),
+        }
     }
 
     fn resume(&self) -> Result<(), ControlError> {
+        if let Ok(current) = self.current() {
+            for device in current.devices.iter() {
+                device.resume();
+            }
+        }
         self.0.life.resume()
     }
 
     fn power_button(&self) -> Result<(), ControlError> {
-        self.with_current(|current| {
-            current
-                .power
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .device()
-                .press_power_button();
-        })
+        let power = self.current()?.power;
+        power
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .device()
+            .press_power_button();
+        Ok(())
     }
 
     fn quit(&self) -> Result<(), ControlError> {
@@ -136,6 +158,43 @@ impl Control for Vm {
     }
 
     fn devices(&self) -> Vec<DeviceInfo> {
-        Vec::new()
+        let current = self.current();
+        current.map_or_else(
+            |_| Vec::new(),
+            |current| current.devices.iter().map(describe).collect(),
+        )
+    }
+}
+
+fn describe(device: &Attached) -> DeviceInfo {
+    let (kind, view) = device.view();
+    let mut queues: Vec<QueueInfo> = (0..)
+        .zip(&view.queues)
+        .map(|(index, queue)| QueueInfo {
+            index,
+            size: queue.size,
+            running: queue.running,
+            counters: BTreeMap::new(),
+        })
+        .collect();
+    device.counters.visit(&mut |queue, name, value| {
+        if let Some(queue) = queues.get_mut(usize::from(queue)) {
+            queue.counters.insert(name.to_owned(), value);
+        }
+    });
+    let transport = match device.transport {
+        TransportChoice::Pci => "pci",
+        TransportChoice::Mmio => "mmio",
+    };
+    DeviceInfo {
+        name: device.name.clone(),
+        kind: kind.to_owned(),
+        transport: transport.to_owned(),
+        location: device.location.clone(),
+        status: view.status,
+        offered: view.offered.0,
+        accepted: view.accepted.0,
+        needs_reset: view.needs_reset,
+        queues,
     }
 }

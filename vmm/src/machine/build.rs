@@ -5,9 +5,11 @@ use treaty_bus::Bus;
 use treaty_kvm::{Entry, Vcpu, Vm};
 use treaty_memory::{GuestMemory, Region};
 use treaty_pci::{CONFIG_PORTS, ECAM_LEN, PciRoot};
+use treaty_tables::MmioDevice;
 
 use super::chipset::Power;
-use super::{BuildError, Host, Machine, chipset, firmware};
+use super::virtio::Attached;
+use super::{BuildError, Host, Machine, chipset, firmware, virtio};
 use crate::boot::{self, Boot};
 use crate::layout;
 use crate::plan::MachinePlan;
@@ -25,6 +27,8 @@ pub(super) struct Build<'a> {
     pub(super) ports: Bus,
     pub(super) mmio: Bus,
     pub(super) pci: Arc<PciRoot>,
+    /// virtio-mmio register blocks placed so far.
+    pub(super) mmio_devices: Vec<MmioDevice>,
 }
 
 /// Builds the machine for one boot.
@@ -39,13 +43,15 @@ pub(crate) fn build(plan: &MachinePlan, host: &Host) -> Result<Machine, BuildErr
         ports: Bus::new(ACCESS_LIMIT),
         mmio: Bus::new(ACCESS_LIMIT),
         pci: PciRoot::new(),
+        mmio_devices: Vec::new(),
     };
     let power = step("chipset", || chipset::add(&mut build))?;
     step("PCI bus", || add_pci(&mut build))?;
+    let devices = step("virtio devices", || virtio::add(&mut build, &host.slots))?;
     let rsdp = step("ACPI tables", || firmware::write_tables(&build))?;
     let entry = step("kernel", || load_kernel(&build, rsdp))?;
     let vcpus = step("vCPUs", || create_vcpus(&build, entry))?;
-    Ok(finish(build, vcpus, power))
+    Ok(finish(build, vcpus, power, devices))
 }
 
 fn step<T>(name: &'static str, run: impl FnOnce() -> Result<T, BuildError>) -> Result<T, BuildError> {
@@ -133,7 +139,7 @@ fn create_vcpus(build: &Build<'_>, entry: Entry) -> Result<Vec<Vcpu>, BuildError
     Ok(vcpus)
 }
 
-fn finish(build: Build<'_>, vcpus: Vec<Vcpu>, power: Power) -> Machine {
+fn finish(build: Build<'_>, vcpus: Vec<Vcpu>, power: Power, devices: Vec<Attached>) -> Machine {
     Machine {
         vcpus,
         buses: Buses {
@@ -142,6 +148,7 @@ fn finish(build: Build<'_>, vcpus: Vec<Vcpu>, power: Power) -> Machine {
         },
         life: build.host.life.clone(),
         power,
+        devices: Arc::new(devices),
         _memory: build.memory,
     }
 }

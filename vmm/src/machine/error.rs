@@ -29,10 +29,10 @@ pub enum BuildError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// A character endpoint.
-    #[error("{what}: {source}")]
+    #[error("{user}: {source}")]
     Endpoint {
         /// Whose.
-        what: String,
+        user: String,
         /// Why not.
         source: ChardevError,
     },
@@ -43,6 +43,24 @@ pub enum BuildError {
         what: &'static str,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// A virtio device or its back-end.
+    #[error("{name}: {source}")]
+    Device {
+        /// Its name in this machine.
+        name: String,
+        /// What the device, its back-end or its transport said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// More devices than there are places for.
+    #[error("{name}: a machine has places for {limit} devices with transport={transport}")]
+    NoPlace {
+        /// The device that found none.
+        name: String,
+        /// How many there are.
+        limit: usize,
+        /// Which transport.
+        transport: &'static str,
     },
     /// The board's addresses collide: a bug.
     #[error("machine layout: {0}")]

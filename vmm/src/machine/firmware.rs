@@ -27,7 +27,7 @@ fn board(build: &Build<'_>) -> Board {
         pci_window_32: layout::PCI_WINDOW_32,
         pci_window_64: layout::pci_window_64(build.plan.memory.bytes()),
         intx_gsi: std::array::from_fn(gsi_of),
-        mmio_devices: Vec::new(),
+        mmio_devices: build.mmio_devices.clone(),
         power: PowerPorts {
             event: port(PM_EVENT_OFFSET),
             control: port(PM_CONTROL_OFFSET),

@@ -5,12 +5,14 @@ mod chipset;
 mod error;
 mod firmware;
 mod serial;
+mod virtio;
 
 use std::sync::Arc;
 
 use treaty_kvm::{Kvm, Vcpu};
 use treaty_memory::GuestMemory;
 
+use crate::devices::Slot;
 use crate::life::{End, Life};
 use crate::vcpu::{self, Buses};
 
@@ -18,12 +20,14 @@ pub(crate) use build::build;
 pub(crate) use chipset::Power;
 pub use error::BuildError;
 pub(crate) use serial::SerialEndpoint;
+pub(crate) use virtio::Attached;
 
 /// What a machine is built on. It is opened once and outlives reboots.
 pub(crate) struct Host {
     pub(crate) kvm: Kvm,
     pub(crate) life: Arc<Life>,
     pub(crate) serial: SerialEndpoint,
+    pub(crate) slots: Vec<Slot>,
 }
 
 /// A machine ready to run, for one boot.
@@ -32,6 +36,7 @@ pub(crate) struct Machine {
     buses: Buses,
     life: Arc<Life>,
     pub(crate) power: Power,
+    pub(crate) devices: Arc<Vec<Attached>>,
     /// Mapped until the vCPUs are gone.
     _memory: GuestMemory,
 }
@@ -55,6 +60,7 @@ impl Machine {
             // A panic inside was turned into an end already.
             let _ = thread.join();
         }
+        self.devices.iter().for_each(Attached::shut_down);
         end
     }
 }

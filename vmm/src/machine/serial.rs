@@ -1,11 +1,12 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use treaty_chardev::{Chardev, ChardevError, Pump};
+use treaty_chardev::{Chardev, Pump};
 use treaty_chipset::Uart;
 
 use super::BuildError;
+use crate::endpoint;
 use crate::guard::Guarded;
-use crate::life::{End, Life};
+use crate::life::Life;
 use crate::plan::CharTarget;
 
 type Com1 = Mutex<Guarded<Uart>>;
@@ -20,10 +21,7 @@ pub(crate) struct SerialEndpoint {
 
 impl SerialEndpoint {
     pub(crate) fn open(target: &CharTarget, life: &Arc<Life>) -> Result<Self, BuildError> {
-        let chardev = open(target, life).map_err(|source| BuildError::Endpoint {
-            what: "serial".into(),
-            source,
-        })?;
+        let chardev = endpoint::open("serial", target, life)?;
         let uart: Arc<Mutex<Weak<Com1>>> = Arc::default();
         let current = uart.clone();
         let pump = Pump::start("com1", chardev.clone(), move |bytes| receive(&current, bytes)).map_err(
@@ -60,18 +58,4 @@ fn receive(uart: &Mutex<Weak<Com1>>, bytes: &[u8]) -> usize {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Opens a character endpoint. Ctrl-A x on a terminal ends the machine.
-pub(super) fn open(target: &CharTarget, life: &Arc<Life>) -> Result<Chardev, ChardevError> {
-    match target {
-        CharTarget::Stdio => {
-            let life = life.clone();
-            Chardev::stdio(move || life.end(End::Quit))
-        }
-        CharTarget::Pty => Chardev::pty(),
-        CharTarget::None => Ok(Chardev::null()),
-        CharTarget::File(path) => Chardev::file(path, false),
-        CharTarget::Socket(path) => Chardev::socket(path),
-    }
 }

@@ -1,0 +1,222 @@
+//! Gives every virtio device its place on a bus.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use treaty_bus::Ticket;
+use treaty_pci::{BarAllocator, PciDevice, SLOT_COUNT};
+use treaty_tables::MmioDevice;
+use treaty_virtio_device::{DeviceCounters, VirtioDevice};
+use treaty_virtio_transport::{
+    Intx, Lifecycle, MmioParts, MmioTransport, PciParts, RingOffer, TransportView, VirtioPci,
+};
+use treaty_worker::Worker;
+
+use super::BuildError;
+use super::build::Build;
+use crate::devices::{Made, Slot};
+use crate::guard::Guarded;
+use crate::interrupts::{KvmDoorbells, KvmMsis, Pins};
+use crate::layout;
+use crate::plan::{RingChoice, TransportChoice};
+
+/// The most virtio-mmio devices.
+const MMIO_LIMIT: usize = 32;
+/// The longest that a machine waits for one device to drain.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// A virtio device in its place, for one boot.
+pub(crate) struct Attached {
+    pub(crate) name: String,
+    pub(crate) transport: TransportChoice,
+    /// `00:03.0`, or the address of the registers.
+    pub(crate) location: String,
+    pub(crate) counters: DeviceCounters,
+    registers: Arc<Mutex<dyn Registers>>,
+    /// After the transport, whose device uses them.
+    _workers: Vec<Worker>,
+}
+
+/// Hands out places. One per machine build.
+struct Places {
+    pins: Pins,
+    msis: KvmMsis,
+    doorbells: Arc<KvmDoorbells>,
+    bars: BarAllocator,
+    /// The next PCI device number; 0 is the host bridge.
+    slot: u8,
+}
+
+/// Makes the device of every slot and puts it on its bus.
+pub(super) fn add(build: &mut Build<'_>, slots: &[Slot]) -> Result<Vec<Attached>, BuildError> {
+    let mut places = Places {
+        pins: Pins::new(&build.vm),
+        msis: KvmMsis(build.vm.routes()),
+        doorbells: Arc::new(KvmDoorbells(build.vm.clone())),
+        bars: BarAllocator::new(layout::pci_window_64(build.plan.memory.bytes())),
+        slot: 1,
+    };
+    slots
+        .iter()
+        .map(|slot| attach(build, &mut places, slot))
+        .collect()
+}
+
+fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Attached, BuildError> {
+    let Made {
+        device,
+        counters,
+        workers,
+    } = (slot.make)()?;
+    let offer = RingOffer {
+        packed: slot.ring == RingChoice::Packed,
+        ..RingOffer::USUAL
+    };
+    let (location, registers) = match slot.transport {
+        TransportChoice::Pci => attach_pci(build, places, &slot.name, device, offer)?,
+        TransportChoice::Mmio => attach_mmio(build, places, &slot.name, device, offer)?,
+    };
+    let (name, transport) = (slot.name.clone(), slot.transport);
+    Ok(Attached {
+        name,
+        transport,
+        location,
+        counters,
+        registers,
+        _workers: workers,
+    })
+}
+
+type Placed = (String, Arc<Mutex<dyn Registers>>);
+
+fn attach_pci(
+    build: &Build<'_>,
+    places: &mut Places,
+    name: &str,
+    device: Box<dyn VirtioDevice>,
+    offer: RingOffer,
+) -> Result<Placed, BuildError> {
+    let full = || BuildError::NoPlace {
+        name: name.to_owned(),
+        limit: SLOT_COUNT - 1,
+        transport: "pci",
+    };
+    let number = places.slot;
+    let bar_address = places.bars.allocate(VirtioPci::BAR_LEN).ok_or_else(full)?;
+    let (gsi, line) = places.pins.line(usize::from(number));
+    let parts = PciParts {
+        memory: build.memory.clone(),
+        offer,
+        msi: &places.msis,
+        intx: Some(Intx { line, gsi: gsi as u8 }),
+        io: places.doorbells.clone(),
+        bar_address,
+    };
+    let transport = VirtioPci::new(device, parts).map_err(|error| transport_fault(name, error))?;
+    let function = Arc::new(Mutex::new(Guarded::new(name, transport)));
+    let plugged: Arc<Mutex<dyn PciDevice>> = function.clone();
+    build.pci.add(number, plugged).map_err(|_| full())?;
+    places.slot += 1;
+    Ok((format!("00:{number:02x}.0"), function))
+}
+
+fn attach_mmio(
+    build: &mut Build<'_>,
+    places: &Places,
+    name: &str,
+    device: Box<dyn VirtioDevice>,
+    offer: RingOffer,
+) -> Result<Placed, BuildError> {
+    let index = build.mmio_devices.len();
+    if index == MMIO_LIMIT {
+        return Err(BuildError::NoPlace {
+            name: name.to_owned(),
+            limit: MMIO_LIMIT,
+            transport: "mmio",
+        });
+    }
+    let range = mmio_range(index);
+    let (gsi, line) = places.pins.line(index);
+    let parts = MmioParts {
+        memory: build.memory.clone(),
+        offer,
+        line,
+        io: places.doorbells.clone(),
+        address: range.start,
+    };
+    let transport = MmioTransport::new(device, parts).map_err(|error| transport_fault(name, error))?;
+    let registers = Arc::new(Mutex::new(Guarded::new(name, transport)));
+    build.mmio.register(range.clone(), registers.clone())?;
+    build.mmio_devices.push(MmioDevice {
+        base: range.start as u32,
+        len: MmioTransport::LEN as u32,
+        gsi,
+    });
+    Ok((format!("{:#x}", range.start), registers))
+}
+
+fn mmio_range(index: usize) -> Range<u64> {
+    let start = layout::MMIO_DEVICES_START + index as u64 * layout::MMIO_DEVICE_STRIDE;
+    start..start + MmioTransport::LEN
+}
+
+fn transport_fault(name: &str, error: treaty_virtio_transport::BuildError) -> BuildError {
+    BuildError::Device {
+        name: name.to_owned(),
+        source: error.into(),
+    }
+}
+
+/// A transport behind its guard.
+trait Registers: Send {
+    fn lifecycle(&mut self) -> &mut dyn Lifecycle;
+}
+
+impl<T: Lifecycle> Registers for Guarded<T> {
+    fn lifecycle(&mut self) -> &mut dyn Lifecycle {
+        self.device()
+    }
+}
+
+impl Attached {
+    /// What its driver has made of it, and its type's name.
+    pub(crate) fn view(&self) -> (&'static str, TransportView) {
+        let mut registers = self.lock();
+        let transport = registers.lifecycle();
+        (transport.device_id().name(), transport.view())
+    }
+
+    /// Stops its queues, keeping where they are. False if it did not drain in time.
+    pub(crate) fn pause(&self) -> bool {
+        self.repeat(|transport| transport.pause())
+    }
+
+    /// Starts them again.
+    pub(crate) fn resume(&self) -> bool {
+        self.repeat(|transport| transport.resume())
+    }
+
+    /// Stops it for good.
+    pub(super) fn shut_down(&self) {
+        if !self.repeat(|transport| transport.power_on_reset()) {
+            tracing::warn!(device = %self.name, "did not drain in time");
+        }
+    }
+
+    /// Calls until there is nothing to wait for; waits with no lock held.
+    fn repeat(&self, call: impl Fn(&mut dyn Lifecycle) -> Option<Ticket>) -> bool {
+        loop {
+            let ticket = call(self.lock().lifecycle());
+            match ticket {
+                None => return true,
+                Some(ticket) if !ticket.wait(DRAIN_LIMIT) => return false,
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, dyn Registers + 'static> {
+        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
