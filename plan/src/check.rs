@@ -21,7 +21,10 @@ impl MachinePlan {
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return refuse(format!("cpus: {} is not in 1 to {MAX_CPUS}", self.cpus));
         }
-        if self.memory < MIN_MEMORY || self.memory > MAX_MEMORY || !self.memory.bytes().is_multiple_of(2 << 20) {
+        if self.memory < MIN_MEMORY
+            || self.memory > MAX_MEMORY
+            || !self.memory.bytes().is_multiple_of(2 << 20)
+        {
             return refuse(format!(
                 "memory: {} is not an even number of MiB from {MIN_MEMORY} to {MAX_MEMORY}",
                 self.memory
@@ -57,9 +60,6 @@ impl MachinePlan {
 impl DiskPlan {
     fn check(&self) -> Result<(), String> {
         check_queues(self.queues)?;
-        if ![512, 4096].contains(&self.block_size) {
-            return Err(format!("block-size: {} is not 512 or 4096", self.block_size));
-        }
         match &self.serial {
             Some(serial) if serial.len() > MAX_DISK_SERIAL => Err(format!(
                 "serial: {serial:?} is longer than {MAX_DISK_SERIAL} bytes"

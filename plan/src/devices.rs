@@ -51,9 +51,6 @@ pub struct DiskPlan {
     /// What the guest reads as the disk's serial number; at most 20 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// Logical block size in bytes that the guest sees: 512 or 4096.
-    #[serde(default = "default_block_size")]
-    pub block_size: u32,
     /// Request queues.
     #[serde(default = "one")]
     pub queues: u16,
@@ -159,10 +156,6 @@ pub struct ConsolePlan {
 
 fn one() -> u16 {
     1
-}
-
-fn default_block_size() -> u32 {
-    512
 }
 
 fn hex_byte(text: &str) -> Option<u8> {

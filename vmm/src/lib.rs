@@ -9,7 +9,6 @@ pub use treaty_plan as plan;
 
 mod boot;
 mod devices;
-mod endpoint;
 mod guard;
 mod interrupts;
 mod layout;

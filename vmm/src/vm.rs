@@ -41,8 +41,9 @@ impl Runner {
         plan.check()?;
         let kvm = Kvm::open()?;
         let life = Arc::new(Life::default());
-        let serial = SerialEndpoint::open(&plan.serial, &life)?;
-        let slots = devices::open(&plan, &life)?;
+        let context = devices::char_context(&life);
+        let serial = SerialEndpoint::open(&plan.serial, &context)?;
+        let slots = devices::open(&plan, &context)?;
         let host = Host {
             kvm,
             life: life.clone(),

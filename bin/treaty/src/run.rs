@@ -41,8 +41,8 @@ pub struct Args {
     /// Where COM1 goes: stdio, file=PATH, pty, socket=PATH or none.
     #[arg(long, default_value = "stdio", value_name = "TARGET")]
     serial: CharTarget,
-    /// A virtio disk (repeatable): path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,block-size=512|4096]
-    /// [,queues=N][,transport=pci|mmio][,ring=split|packed]
+    /// A virtio disk (repeatable): path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,queues=N]
+    /// [,transport=pci|mmio][,ring=split|packed]
     #[arg(long = "disk", value_name = "KEY=VALUE,...", value_parser = disk)]
     disks: Vec<DiskPlan>,
     /// A virtio network card (repeatable): tap=NAME, user, or socket=PATH; then [,mac=xx:xx:xx:xx:xx:xx][,queues=N]

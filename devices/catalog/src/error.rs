@@ -1,5 +1,9 @@
 use treaty_chardev::ChardevError;
+use treaty_device_blk::BlkError;
 use treaty_device_console::ConsoleConfigError;
+use treaty_device_net::NetError;
+use treaty_net::BackendError;
+use treaty_storage::StorageError;
 use treaty_worker::WorkerError;
 
 /// Why a device could not be built; the text names the device and says what to do.
@@ -21,6 +25,18 @@ pub enum Reason {
     /// A console's settings.
     #[error(transparent)]
     Console(#[from] ConsoleConfigError),
+    /// An image.
+    #[error(transparent)]
+    Image(#[from] StorageError),
+    /// A disk's settings.
+    #[error(transparent)]
+    Disk(#[from] BlkError),
+    /// A packet back-end.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A network card's settings.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// A worker thread.
     #[error(transparent)]
     Worker(#[from] WorkerError),

@@ -2,25 +2,60 @@
 //!
 //! Owns: opening what a plan names, the worker threads, one function per kind of device.
 //! Must not know: where the device will run: transports, vhost-user, KVM.
+//!
+//! It takes two steps. Opening ([`Opened`]) is done once: files are locked, sockets listen, terminals change their mode.
+//! Building ([`Opened::build`]) makes the device over what was opened, and is done again whenever a machine reboots.
 
 mod chars;
 mod console;
+mod disk;
 mod error;
+mod net;
 mod rng;
 mod workers;
 
 pub use chars::{CharContext, open_char};
 pub use console::console;
+pub use disk::disk;
 pub use error::CatalogError;
+pub use net::net;
 pub use rng::rng;
 pub use workers::WorkerPool;
 
 use treaty_virtio_device::{DeviceCounters, VirtioDevice};
 
+/// A device's back-ends, open and locked.
+pub struct Opened {
+    name: String,
+    build: Build,
+}
+
+type Build = Box<dyn Fn(&mut WorkerPool) -> Result<Built, CatalogError> + Send>;
+
+impl Opened {
+    fn new(
+        name: &str,
+        build: impl Fn(&mut WorkerPool) -> Result<Built, CatalogError> + Send + 'static,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            build: Box::new(build),
+        }
+    }
+
+    /// The device's name in this machine or daemon, such as `disk0`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes the device, on new workers of `pool`. The one made before must be gone.
+    pub fn build(&self, pool: &mut WorkerPool) -> Result<Built, CatalogError> {
+        (self.build)(pool)
+    }
+}
+
 /// A device that has been built, and what outlives its move into a transport.
 pub struct Built {
-    /// Its name in this machine or daemon, such as `disk0`.
-    pub name: String,
     /// The device.
     pub device: Box<dyn VirtioDevice>,
     /// Its counters, readable from any thread.

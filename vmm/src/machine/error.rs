@@ -1,4 +1,5 @@
 use treaty_bus::BusError;
+use treaty_catalog::CatalogError;
 use treaty_chardev::ChardevError;
 use treaty_kvm::KvmError;
 use treaty_memory::{MemoryError, RegionError};
@@ -28,14 +29,9 @@ pub enum BuildError {
     /// Kernel, initrd, command line.
     #[error(transparent)]
     Boot(#[from] BootError),
-    /// A character endpoint.
-    #[error("{user}: {source}")]
-    Endpoint {
-        /// Whose.
-        user: String,
-        /// Why not.
-        source: ChardevError,
-    },
+    /// COM1's other end.
+    #[error("serial: {0}")]
+    Serial(ChardevError),
     /// A thread could not be started.
     #[error("cannot start {what}: {source}")]
     Thread {
@@ -45,12 +41,15 @@ pub enum BuildError {
         source: std::io::Error,
     },
     /// A virtio device or its back-end.
+    #[error(transparent)]
+    Device(#[from] CatalogError),
+    /// A virtio device does not fit its transport.
     #[error("{name}: {source}")]
-    Device {
+    Transport {
         /// Its name in this machine.
         name: String,
-        /// What the device, its back-end or its transport said.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Why not.
+        source: treaty_virtio_transport::BuildError,
     },
     /// More devices than there are places for.
     #[error("{name}: a machine has places for {limit} devices with transport={transport}")]

@@ -1,12 +1,11 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use treaty_catalog::{CharContext, open_char};
 use treaty_chardev::{Chardev, Pump};
 use treaty_chipset::Uart;
 
 use super::BuildError;
-use crate::endpoint;
 use crate::guard::Guarded;
-use crate::life::Life;
 use crate::plan::CharTarget;
 
 type Com1 = Mutex<Guarded<Uart>>;
@@ -20,8 +19,8 @@ pub(crate) struct SerialEndpoint {
 }
 
 impl SerialEndpoint {
-    pub(crate) fn open(target: &CharTarget, life: &Arc<Life>) -> Result<Self, BuildError> {
-        let chardev = endpoint::open("serial", target, life)?;
+    pub(crate) fn open(target: &CharTarget, context: &CharContext) -> Result<Self, BuildError> {
+        let chardev = open_char("serial", target, context).map_err(BuildError::Serial)?;
         let uart: Arc<Mutex<Weak<Com1>>> = Arc::default();
         let current = uart.clone();
         let pump = Pump::start("com1", chardev.clone(), move |bytes| receive(&current, bytes)).map_err(

@@ -5,17 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use treaty_bus::Ticket;
+use treaty_catalog::{Built, WorkerPool};
 use treaty_pci::{BarAllocator, PciDevice, SLOT_COUNT};
 use treaty_tables::MmioDevice;
 use treaty_virtio_device::{DeviceCounters, VirtioDevice};
 use treaty_virtio_transport::{
     Intx, Lifecycle, MmioParts, MmioTransport, PciParts, RingOffer, TransportView, VirtioPci,
 };
-use treaty_worker::Worker;
+use treaty_worker::ReactorKind;
 
 use super::BuildError;
 use super::build::Build;
-use crate::devices::{Made, Slot};
+use crate::devices::Slot;
 use crate::guard::Guarded;
 use crate::interrupts::{KvmDoorbells, KvmMsis, Pins};
 use crate::layout;
@@ -35,7 +36,7 @@ pub(crate) struct Attached {
     pub(crate) counters: DeviceCounters,
     registers: Arc<Mutex<dyn Registers>>,
     /// After the transport, whose device uses them.
-    _workers: Vec<Worker>,
+    _workers: WorkerPool,
 }
 
 /// Hands out places. One per machine build.
@@ -64,20 +65,18 @@ pub(super) fn add(build: &mut Build<'_>, slots: &[Slot]) -> Result<Vec<Attached>
 }
 
 fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Attached, BuildError> {
-    let Made {
-        device,
-        counters,
-        workers,
-    } = (slot.make)()?;
+    let mut workers = WorkerPool::new(ReactorKind::Auto);
+    let Built { device, counters } = slot.opened.build(&mut workers)?;
+    let name = slot.opened.name();
     let offer = RingOffer {
         packed: slot.ring == RingChoice::Packed,
         ..RingOffer::USUAL
     };
     let (location, registers) = match slot.transport {
-        TransportChoice::Pci => attach_pci(build, places, &slot.name, device, offer)?,
-        TransportChoice::Mmio => attach_mmio(build, places, &slot.name, device, offer)?,
+        TransportChoice::Pci => attach_pci(build, places, name, device, offer)?,
+        TransportChoice::Mmio => attach_mmio(build, places, name, device, offer)?,
     };
-    let (name, transport) = (slot.name.clone(), slot.transport);
+    let (name, transport) = (name.to_owned(), slot.transport);
     Ok(Attached {
         name,
         transport,
@@ -162,9 +161,9 @@ fn mmio_range(index: usize) -> Range<u64> {
 }
 
 fn transport_fault(name: &str, error: treaty_virtio_transport::BuildError) -> BuildError {
-    BuildError::Device {
+    BuildError::Transport {
         name: name.to_owned(),
-        source: error.into(),
+        source: error,
     }
 }
 

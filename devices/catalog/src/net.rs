@@ -1,0 +1,87 @@
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use treaty_device_net::{Net, NetConfig};
+use treaty_net::{
+    BackendError, Capabilities, Offloads, PacketBackend, PacketReceiver, PacketSender, Socket, Tap, User,
+    UserOptions,
+};
+use treaty_plan::{NetBackend, NetPlan};
+
+use crate::error::named;
+use crate::{Built, CatalogError, Opened};
+
+/// A network card on the back-end that the plan names. Its address stays the same if it is built again.
+pub fn net(name: &str, plan: &NetPlan) -> Result<Opened, CatalogError> {
+    let of_device = name.to_owned();
+    let kept = Kept::new(open(plan).map_err(named(name))?);
+    let address: OnceLock<[u8; 6]> = OnceLock::new();
+    if let Ok(Some(given)) = plan.mac_bytes() {
+        let _first = address.set(given);
+    }
+    let (mtu, pairs) = (plan.mtu, plan.queues);
+    Ok(Opened::new(name, move |pool| {
+        let workers = pool.per_queue(&of_device, pairs * 2).map_err(named(&of_device))?;
+        let config = NetConfig {
+            mac: address.get().copied(),
+            mtu,
+            ..NetConfig::default()
+        };
+        let device = Net::new(&config, Box::new(kept.clone()), workers).map_err(named(&of_device))?;
+        let _made_up_once = address.set(device.mac());
+        Ok(Built {
+            counters: device.counters(),
+            device: Box::new(device),
+        })
+    }))
+}
+
+fn open(plan: &NetPlan) -> Result<Box<dyn PacketBackend>, BackendError> {
+    Ok(match plan.backend() {
+        Some(NetBackend::Tap(name)) => Box::new(Tap::open(&name, plan.queues)?),
+        Some(NetBackend::User) => Box::new(User::start(&UserOptions::default())?),
+        Some(NetBackend::Socket(path)) => Box::new(Socket::shared(&path)?),
+        None => return Err(BackendError::Refused("name one of tap, user and socket".into())),
+    })
+}
+
+/// A back-end that stays open while the devices over it come and go.
+#[derive(Clone)]
+struct Kept {
+    capabilities: Capabilities,
+    backend: Arc<Mutex<Box<dyn PacketBackend>>>,
+}
+
+impl Kept {
+    fn new(backend: Box<dyn PacketBackend>) -> Self {
+        Self {
+            capabilities: *backend.capabilities(),
+            backend: Arc::new(Mutex::new(backend)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Box<dyn PacketBackend>> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PacketBackend for Kept {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn set_receive_offloads(&mut self, offloads: Offloads) -> Result<(), BackendError> {
+        self.lock().set_receive_offloads(offloads)
+    }
+
+    fn set_pairs(&mut self, count: u16) -> Result<(), BackendError> {
+        self.lock().set_pairs(count)
+    }
+
+    fn sender(&mut self, pair: u16) -> Result<Box<dyn PacketSender>, BackendError> {
+        self.lock().sender(pair)
+    }
+
+    fn receiver(&mut self, pair: u16) -> Result<Box<dyn PacketReceiver>, BackendError> {
+        self.lock().receiver(pair)
+    }
+}

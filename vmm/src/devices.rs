@@ -1,0 +1,92 @@
+//! The virtio devices that a plan can name: one row for each kind.
+
+use std::sync::Arc;
+
+use treaty_catalog::{CatalogError, CharContext, Opened, console, disk, net, rng};
+
+use crate::life::{End, Life};
+use crate::plan::{ConsolePlan, MachinePlan, RingChoice, TransportChoice};
+
+/// How the devices of one kind come out of a plan: opened, each with where it is to go.
+type Row = fn(&MachinePlan, &CharContext) -> Result<Vec<Slot>, CatalogError>;
+
+/// In the order in which devices are given their places.
+const REGISTRY: &[Row] = &[disks, nets, rngs, consoles];
+
+/// A device of the machine, across all its boots.
+pub(crate) struct Slot {
+    pub(crate) opened: Opened,
+    pub(crate) transport: TransportChoice,
+    pub(crate) ring: RingChoice,
+}
+
+/// Opens everything that the plan names.
+pub(crate) fn open(plan: &MachinePlan, context: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+    let mut slots = Vec::new();
+    for row in REGISTRY {
+        slots.extend(row(plan, context)?);
+    }
+    Ok(slots)
+}
+
+/// Ctrl-A x on a terminal ends the machine.
+pub(crate) fn char_context(life: &Arc<Life>) -> CharContext {
+    let life = life.clone();
+    CharContext {
+        on_quit: Arc::new(move || life.end(End::Quit)),
+    }
+}
+
+fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+    let slot = |(index, plan): (usize, &crate::plan::DiskPlan)| {
+        Ok(Slot {
+            opened: disk(&format!("disk{index}"), plan)?,
+            transport: plan.transport,
+            ring: plan.ring,
+        })
+    };
+    plan.disks.iter().enumerate().map(slot).collect()
+}
+
+fn nets(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+    let slot = |(index, plan): (usize, &crate::plan::NetPlan)| {
+        Ok(Slot {
+            opened: net(&format!("net{index}"), plan)?,
+            transport: plan.transport,
+            ring: plan.ring,
+        })
+    };
+    plan.nets.iter().enumerate().map(slot).collect()
+}
+
+fn rngs(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+    let slot = |plan: &crate::plan::RngPlan| Slot {
+        opened: rng("rng0"),
+        transport: plan.transport,
+        ring: plan.ring,
+    };
+    Ok(plan.rng.iter().map(slot).collect())
+}
+
+/// Ports with the same transport and ring share a device.
+fn consoles(plan: &MachinePlan, context: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+    let mut groups: Vec<Vec<&ConsolePlan>> = Vec::new();
+    for port in &plan.consoles {
+        let shares = |group: &&mut Vec<&ConsolePlan>| {
+            let like = |first: &&ConsolePlan| (first.transport, first.ring) == (port.transport, port.ring);
+            group.first().is_some_and(like)
+        };
+        match groups.iter_mut().find(shares) {
+            Some(group) => group.push(port),
+            None => groups.push(vec![port]),
+        }
+    }
+    let slot = |(index, ports): (usize, &Vec<&ConsolePlan>)| {
+        Ok(Slot {
+            opened: console(&format!("console{index}"), ports, context)?,
+            transport: ports[0].transport,
+            ring: ports[0].ring,
+        })
+    };
+    groups.iter().enumerate().map(slot).collect()
+}
