@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use treaty_memory::GuestMemory;
 use treaty_virtio_device::{Features, Layout, QueueMemory, RingConfig, ring_features, ring_layout};
@@ -223,6 +223,20 @@ impl Driver {
                 "no interrupt for {token:?}; status {:#x}",
                 self.rig.status()
             );
+        }
+    }
+
+    /// Waits for one chain by looking at the ring.
+    pub fn poll(&mut self, token: Token) -> Done {
+        let deadline = Instant::now() + WAIT_LIMIT;
+        loop {
+            self.reap(token.queue);
+            let side = self.queues.get_mut(&token.queue).expect("the queue is enabled");
+            if let Some(done) = side.done.remove(&token.id) {
+                return done;
+            }
+            assert!(Instant::now() < deadline, "{token:?} does not come back");
+            std::thread::yield_now();
         }
     }
 

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use treaty_virtio_device::{
     ChainReader, ChainWriter, Description, DeviceEvents, DeviceId, DeviceQueue, Features, QueueCounters,
@@ -13,7 +14,8 @@ use crate::{Driver, Subject, Token};
 
 /// A device for testing transports and rigs: it copies a chain's readable bytes to its writable ones.
 ///
-/// Queue 0 answers at once, queue 1 after a millisecond. Its configuration is eight bytes that the driver may write.
+/// Queue 0 answers at once, queue 1 after a millisecond, queue 2 not while its [gate](Echo::gate) is shut, not even to stop.
+/// Its configuration is eight bytes that the driver may write.
 pub struct Echo {
     description: Description,
     config: [u8; 8],
@@ -21,6 +23,7 @@ pub struct Echo {
     queues: QueueSet,
     counters: Arc<QueueCounters>,
     invert: bool,
+    gate: Arc<AtomicBool>,
 }
 
 /// With this feature the answer is the complement of the question.
@@ -55,7 +58,13 @@ impl Echo {
             queues: QueueSet::new(3),
             counters: Arc::default(),
             invert: false,
+            gate: Arc::new(AtomicBool::new(true)),
         }
+    }
+
+    /// True while queue 2 answers.
+    pub fn gate(&self) -> Arc<AtomicBool> {
+        self.gate.clone()
     }
 
     /// What all queues counted.
@@ -101,7 +110,8 @@ impl VirtioDevice for Echo {
         queue.count_into(self.counters.clone());
         let doorbell = queue.doorbell().clone();
         let task = EchoQueue {
-            delay_ns: if index == 1 { DELAY_NS } else { 0 },
+            delay_ns: if index == 0 { 0 } else { DELAY_NS },
+            gate: (index == 2).then(|| self.gate.clone()),
             invert: accepted.has(INVERT),
             queue,
             late: VecDeque::new(),
@@ -134,6 +144,7 @@ impl VirtioDevice for Echo {
 struct EchoQueue {
     queue: DeviceQueue,
     delay_ns: u64,
+    gate: Option<Arc<AtomicBool>>,
     invert: bool,
     /// When, what, how many bytes.
     late: VecDeque<(u64, Head, u32)>,
@@ -169,12 +180,13 @@ impl QueueTask for EchoQueue {
         // What was fetched in a burst has to be answered before the queue stops.
         while turn.stopping() && self.queue.fetched() > 0 && self.take(turn.now()) {}
         let now = turn.now();
-        while let Some((_, head, written)) = self.late.pop_front_if(|entry| entry.0 <= now) {
+        let open = self.gate.as_ref().is_none_or(|gate| gate.load(Ordering::SeqCst));
+        while let Some((_, head, written)) = self.late.pop_front_if(|entry| open && entry.0 <= now) {
             self.queue.complete(head, written);
         }
         self.queue.publish();
         if let Some((due, ..)) = self.late.front() {
-            turn.wake_at(*due);
+            turn.wake_at((*due).max(now + DELAY_NS / 2));
         }
         if turn.stopping() {
             return if self.in_flight() == 0 {

@@ -12,11 +12,11 @@ use super::{Rig, RigHost, RigKind, Wait};
 use crate::host::{DRAIN_LIMIT, FakeIoEvents, GuestBus, Hub, HubLine};
 
 /// Where the registers are; above anything that a test uses as memory.
-const BASE: u64 = 0xd000_0000;
+pub const BASE: u64 = 0xd000_0000;
 
 /// Drives a device through virtio-mmio registers as a guest's driver does.
 pub struct MmioRig {
-    guest: GuestBus,
+    guest: Arc<GuestBus>,
     transport: Arc<Mutex<MmioTransport>>,
     interrupts: SharedLine,
 }
@@ -52,15 +52,20 @@ impl MmioRig {
         bus.register(BASE..BASE + MmioTransport::LEN, transport.clone())
             .expect("the bus is empty");
         Self {
-            guest: GuestBus { bus, io },
+            guest: Arc::new(GuestBus { bus, io }),
             transport,
             interrupts: SharedLine::new(hub),
         }
     }
 
     /// The transport, for what a test asks of it beside the trait of rigs.
-    pub fn transport(&self) -> &Mutex<MmioTransport> {
-        &self.transport
+    pub fn transport(&self) -> Arc<Mutex<MmioTransport>> {
+        self.transport.clone()
+    }
+
+    /// The guest's loads and stores.
+    pub fn guest(&self) -> Arc<GuestBus> {
+        self.guest.clone()
     }
 
     /// Loads a register.

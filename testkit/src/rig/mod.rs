@@ -1,8 +1,10 @@
 //! What a driver and an operator can do with a device, whatever stands between them.
 
 mod direct;
-mod mmio;
-mod pci;
+/// virtio-mmio.
+pub mod mmio;
+/// virtio-pci.
+pub mod pci;
 mod shared;
 
 use std::time::Duration;

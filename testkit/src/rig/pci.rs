@@ -15,13 +15,13 @@ use crate::host::{DRAIN_LIMIT, FakeIoEvents, GuestBus, Hub, HubLine, HubMsi};
 
 /// Enhanced configuration space.
 const ECAM: u64 = 0xe000_0000;
-/// Where BARs may lie.
-const WINDOW: u64 = 0x10_0000_0000;
+/// Where BARs may lie; the first is at the start.
+pub const WINDOW: u64 = 0x10_0000_0000;
 const WINDOW_END: u64 = 0x20_0000_0000;
 /// The device's slot.
 const SLOT: u8 = 5;
 /// Message data of vector 0; the others follow.
-const FIRST_MESSAGE: u32 = 0x40;
+pub const FIRST_MESSAGE: u32 = 0x40;
 /// Where x86 machines take messages.
 const MESSAGE_ADDRESS: u32 = 0xfee0_0000;
 /// Vector of configuration changes; queue `n` has `n + 1`.
@@ -29,7 +29,8 @@ const CONFIG_VECTOR: u16 = 0;
 
 /// Drives a device through PCI configuration space and BARs as a guest's driver does.
 pub struct PciRig {
-    guest: GuestBus,
+    guest: Arc<GuestBus>,
+    memory: GuestMemory,
     transport: Arc<Mutex<VirtioPci>>,
     root: Arc<PciRoot>,
     line: SharedLine,
@@ -61,7 +62,7 @@ impl PciRig {
         let hub = Arc::new(Hub::default());
         let io = Arc::new(FakeIoEvents::new(!ioeventfd));
         let parts = PciParts {
-            memory,
+            memory: memory.clone(),
             offer: RingOffer::ALL,
             msi: &HubMsi(hub.clone()),
             intx: Some(Intx {
@@ -85,7 +86,8 @@ impl PciRig {
             bus.register(range, target).expect("the ranges are apart");
         }
         let mut rig = Self {
-            guest: GuestBus { bus, io },
+            guest: Arc::new(GuestBus { bus, io }),
+            memory,
             transport,
             root,
             line: SharedLine::new(hub),
@@ -99,13 +101,28 @@ impl PciRig {
     }
 
     /// The transport, for what a test asks of it beside the trait of rigs.
-    pub fn transport(&self) -> &Mutex<VirtioPci> {
-        &self.transport
+    pub fn transport(&self) -> Arc<Mutex<VirtioPci>> {
+        self.transport.clone()
+    }
+
+    /// What the rig was built with.
+    pub fn memory(&self) -> GuestMemory {
+        self.memory.clone()
     }
 
     /// The guest's loads and stores.
-    pub fn guest(&self) -> &GuestBus {
-        &self.guest
+    pub fn guest(&self) -> Arc<GuestBus> {
+        self.guest.clone()
+    }
+
+    /// Where interrupts are counted: MSI-X under their message data, the pin under [`HubLine::KEY`].
+    pub fn hub(&self) -> Arc<Hub> {
+        self.line.hub.clone()
+    }
+
+    /// The root bus.
+    pub fn root(&self) -> Arc<PciRoot> {
+        self.root.clone()
     }
 
     /// Loads from the function's configuration space.
@@ -144,7 +161,7 @@ impl PciRig {
         assert_eq!(self.load_config(0, 2), u32::from(VENDOR_ID));
         self.store_config(4, 0b110, 2);
         let bar = u64::from(self.load_config(0x10, 4) & !0xf) | u64::from(self.load_config(0x14, 4)) << 32;
-        for kind in cap::COMMON_CFG..=cap::PCI_CFG {
+        for kind in cap::COMMON_CFG..=cap::DEVICE_CFG {
             if let Some(at) = self.capability(CAP_VENDOR, Some(kind)) {
                 assert_eq!(self.load_config(at + cap::BAR as u16, 1), 0);
                 let offset = self.load_config(at + cap::OFFSET as u16, 4);
@@ -207,7 +224,8 @@ impl PciRig {
     }
 }
 
-fn config_address(register: u16) -> u64 {
+/// Guest physical address of a register of the function's configuration space.
+pub fn config_address(register: u16) -> u64 {
     ECAM + (u64::from(SLOT) << 15) + u64::from(register)
 }
 

@@ -458,7 +458,7 @@ fn start_queue(
 }
 
 fn shift_of(select: u32) -> Option<u32> {
-    (select < 2).then_some(select * 32)
+    (select < 2).then(|| select * 32)
 }
 
 fn word(features: Features, select: u32) -> u32 {
