@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::io;
+use std::time::Duration;
 
 use crate::sys;
 
@@ -30,9 +31,33 @@ impl From<io::Error> for LockError {
     }
 }
 
-/// Locks an image for as long as the file is open: a writer excludes everybody who writes or wants no writer, readers
-/// exclude writers.
+/// How often and how long to wait for a user that is going away: io_uring lets go of a killed process's files a little
+/// after the process has ended.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Locks an image: a writer excludes everybody who writes or wants no writer, readers exclude writers. It lasts until
+/// [`unlock`], or until the last descriptor of the open file is gone.
 pub(crate) fn lock(file: &File, read_only: bool) -> Result<(), LockError> {
+    for _ in 1..ATTEMPTS {
+        match try_lock(file, read_only) {
+            Err(LockError::Taken) => unlock(file),
+            result => return result,
+        }
+        std::thread::sleep(PAUSE);
+    }
+    try_lock(file, read_only)
+}
+
+/// Gives the image up at once. Closing it would do so too, but only when the kernel has put away its last reference,
+/// which io_uring does in its own time.
+pub(crate) fn unlock(file: &File) {
+    if let Err(error) = sys::unlock(file) {
+        tracing::debug!(%error, "an image was not unlocked before it was closed");
+    }
+}
+
+fn try_lock(file: &File, read_only: bool) -> Result<(), LockError> {
     let held: &[i64] = if read_only {
         &[CONSISTENT_READ]
     } else {

@@ -55,6 +55,15 @@ pub(crate) fn lock_byte(file: &File, byte: i64) -> io::Result<()> {
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
 }
 
+/// Gives up every lock of the open file description.
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
+    let mut lock = one_byte(libc::F_UNLCK, 0);
+    // Zero is "to the end".
+    lock.l_len = 0;
+    // SAFETY: F_OFD_SETLK reads one flock, which lives.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+}
+
 /// True if somebody else has a lock of that byte.
 pub(crate) fn is_byte_locked(file: &File, byte: i64) -> io::Result<bool> {
     let mut lock = one_byte(libc::F_WRLCK, byte);

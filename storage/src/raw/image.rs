@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::queue::RawQueue;
+use crate::lock::unlock;
 use crate::open::MAX_TRANSFER;
 use crate::{BlockImage, BlockQueue, Capabilities, StorageError};
 
@@ -53,6 +54,12 @@ pub(crate) struct RawImage(Arc<RawFile>);
 impl RawImage {
     pub(crate) fn new(file: RawFile) -> Self {
         Self(Arc::new(file))
+    }
+}
+
+impl Drop for RawFile {
+    fn drop(&mut self) {
+        unlock(&self.file);
     }
 }
 

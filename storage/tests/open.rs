@@ -1,0 +1,203 @@
+//! What is refused at opening, and who excludes whom.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{Disk, Folder, workers};
+use treaty_buffers::IoBuffers;
+use treaty_storage::{OpenOptions, RequestKind, open};
+
+const MIB: u64 = 1 << 20;
+
+fn read_only(path: &Path) -> OpenOptions {
+    OpenOptions {
+        read_only: true,
+        ..OpenOptions::raw(path)
+    }
+}
+
+fn refusal(options: &OpenOptions) -> String {
+    let Err(error) = open(options) else {
+        panic!("{} was opened", options.path.display());
+    };
+    let text = error.to_string();
+    assert!(text.starts_with(&options.path.display().to_string()), "{text}");
+    assert_eq!(text.lines().count(), 1);
+    text
+}
+
+#[test]
+fn what_is_no_disk_image_is_refused_with_a_reason() {
+    let folder = Folder::new("refused");
+    let missing = folder.path().join("missing");
+    assert!(refusal(&OpenOptions::raw(&missing)).contains("no such file"));
+    for options in [OpenOptions::raw(folder.path()), read_only(folder.path())] {
+        assert!(refusal(&options).contains("directory"));
+    }
+    assert!(refusal(&OpenOptions::raw("/dev/zero")).contains("neither a file nor a block device"));
+    let odd = folder.file("odd", 1000);
+    let text = refusal(&OpenOptions::raw(&odd));
+    assert!(
+        text.contains("1000 bytes") && text.contains("truncate -s 1024"),
+        "{text}"
+    );
+    assert!(refusal(&OpenOptions::raw(folder.file("empty", 0))).contains("empty"));
+    let fifo = folder.path().join("fifo");
+    let made = Command::new("mkfifo")
+        .arg(&fifo)
+        .status()
+        .is_ok_and(|status| status.success());
+    if made {
+        // It neither waits for the other end nor takes it for a disk.
+        assert!(refusal(&read_only(&fifo)).contains("neither a file nor a block device"));
+        assert!(refusal(&OpenOptions::raw(&fifo)).contains("neither a file nor a block device"));
+    } else {
+        println!("SKIPPED: no mkfifo");
+    }
+    let locked = folder.file("unreadable", MIB);
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0)).unwrap();
+    if std::fs::File::open(&locked).is_ok() {
+        println!("SKIPPED: this user may open any file");
+    } else {
+        assert!(refusal(&OpenOptions::raw(&locked)).contains("permissions"));
+    }
+}
+
+#[test]
+fn hardening_05_a_raw_image_stays_raw_whatever_its_header_says() {
+    let folder = Folder::new("header");
+    let path = folder.file("disk", MIB);
+    let worker = workers().remove(0);
+    let image = open(&OpenOptions::raw(&path)).unwrap();
+    let disk = Disk::new(&worker.handle(), &*image);
+    let mut header = [0; 512];
+    header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    disk.write(0, &header, true).unwrap();
+    drop((disk, image, worker));
+    let worker = workers().remove(0);
+    let image = open(&OpenOptions::raw(&path)).unwrap();
+    assert_eq!(image.capabilities().len, MIB);
+    assert_eq!(Disk::new(&worker.handle(), &*image).read(0, 512).unwrap(), header);
+}
+
+#[test]
+fn a_writer_excludes_everybody_and_readers_exclude_writers() {
+    let folder = Folder::new("locks");
+    let path = folder.file("disk", MIB);
+    let writer = open(&OpenOptions::raw(&path)).unwrap();
+    assert!(refusal(&OpenOptions::raw(&path)).contains("another program has it open"));
+    assert!(refusal(&read_only(&path)).contains("open for writing"));
+    let queue = writer.queue().unwrap();
+    drop(writer);
+    assert!(open(&OpenOptions::raw(&path)).is_err(), "a queue still uses it");
+    drop(queue);
+    let first = open(&read_only(&path)).unwrap();
+    let second = open(&read_only(&path)).unwrap();
+    assert!(refusal(&OpenOptions::raw(&path)).contains("another program has it open"));
+    drop((first, second));
+    open(&OpenOptions::raw(&path)).unwrap();
+}
+
+/// True if qemu-io is here; says so if not.
+fn have_qemu_io() -> bool {
+    let have = Command::new("qemu-io").arg("--version").output().is_ok();
+    if !have {
+        println!("SKIPPED: qemu-io is not installed");
+    }
+    have
+}
+
+fn qemu_io(arguments: &[&str], path: &Path) -> (bool, String) {
+    let output = Command::new("qemu-io")
+        .args(arguments)
+        .arg(path)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[test]
+fn qemu_reads_what_was_written() {
+    let folder = Folder::new("qemu-read");
+    let path = folder.file("disk", MIB);
+    if !have_qemu_io() {
+        return;
+    }
+    for worker in workers() {
+        let disk = Disk::new(&worker.handle(), &*open(&OpenOptions::raw(&path)).unwrap());
+        disk.write(0, &[0xab; 4096], false).unwrap();
+        disk.write(65536, &[0xcd; 1024], false).unwrap();
+        let (offset, len, unmap) = (512, 512, true);
+        disk.run(RequestKind::WriteZeroes { offset, len, unmap }, IoBuffers::new())
+            .unwrap();
+        disk.run(RequestKind::Flush, IoBuffers::new()).unwrap();
+        drop((disk, worker));
+        for pattern in [
+            "read -P 0xab 0 512",
+            "read -P 0 512 512",
+            "read -P 0xab 1k 3k",
+            "read -P 0xcd 64k 1k",
+            "read -P 0 65k 959k",
+        ] {
+            let (ok, text) = qemu_io(&["-r", "-f", "raw", "-c", pattern], &path);
+            assert!(ok && !text.contains("failed"), "{pattern}: {text}");
+        }
+    }
+}
+
+/// A qemu-io that has the image open until it is dropped.
+struct Holder(Child);
+
+impl Holder {
+    fn new(arguments: &[&str], path: &Path) -> Self {
+        let mut child = Command::new("qemu-io")
+            .args(arguments)
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Its answer to a command shows that the image is open.
+        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
+        let mut answer = Vec::new();
+        let output = child.stdout.as_mut().unwrap();
+        let _ = BufReader::new(output).read_until(b'B', &mut answer);
+        Self(child)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn qemu_and_we_keep_off_each_others_images() {
+    let folder = Folder::new("qemu-locks");
+    let path = folder.file("disk", MIB);
+    if !have_qemu_io() {
+        return;
+    }
+    let ours = open(&OpenOptions::raw(&path)).unwrap();
+    let (ok, text) = qemu_io(&["-f", "raw", "-c", "write 0 512"], &path);
+    assert!(!ok && text.contains("lock"), "{text}");
+    drop(ours);
+    let (ok, text) = qemu_io(&["-f", "raw", "-c", "write 0 512"], &path);
+    assert!(ok, "{text}");
+
+    let theirs = Holder::new(&["-f", "raw"], &path);
+    assert!(refusal(&OpenOptions::raw(&path)).contains("another program has it open"));
+    assert!(refusal(&read_only(&path)).contains("open for writing"));
+    drop(theirs);
+    open(&OpenOptions::raw(&path)).unwrap();
+}
