@@ -156,7 +156,9 @@ impl SimEngine {
             tasks.slots.resolve(pending.token).is_some_and(|index| {
                 let work = tasks.slots.get(index).work;
                 let events = if work.needs_writable() { WRITABLE } else { READABLE };
-                !work.waits_for_peer() || sys::poll_now(tasks.slots.get(index).fd, events) != 0
+                pending.result.is_some()
+                    || !work.waits_for_peer()
+                    || sys::poll_now(tasks.slots.get(index).fd, events) != 0
             })
         };
         self.pending
