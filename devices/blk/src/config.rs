@@ -10,6 +10,8 @@ pub struct BlkConfig {
     pub queue_size: u16,
     /// What GET_ID answers.
     pub serial: Serial,
+    /// Block size that the driver sees, 512 or 4096; the image's if absent. Not below the image's.
+    pub block_size: Option<u32>,
     /// Refuse writes even if the image would take them.
     pub read_only: bool,
     /// The cache mode after a reset: writeback, or (false) writethrough.
@@ -29,6 +31,7 @@ impl Default for BlkConfig {
             queues: 1,
             queue_size: 256,
             serial: Serial::default(),
+            block_size: None,
             read_only: false,
             writeback: true,
             geometry: None,
@@ -75,15 +78,20 @@ pub enum BlkError {
     /// No worker to run the queues.
     #[error("a disk needs at least one worker")]
     NoWorker,
-    /// The image's block size is neither 512 nor 4096.
-    #[error("block size {0}: 512 and 4096 are allowed")]
-    BlockSize(u32),
+    /// The block size is neither 512 nor 4096, or below the image's.
+    #[error("block size {asked}: 512 and 4096 are allowed, and not less than the image's {image}")]
+    BlockSize {
+        /// Configured.
+        asked: u32,
+        /// Of the image.
+        image: u32,
+    },
     /// The image ends inside a block.
-    #[error("the image is {len} bytes long, which is not a multiple of its block size {block_size}")]
+    #[error("the image is {len} bytes long, which is not a multiple of the block size {block_size}")]
     Length {
         /// Of the image.
         len: u64,
-        /// Of the image.
+        /// That the driver sees.
         block_size: u32,
     },
 }
@@ -98,10 +106,19 @@ pub(crate) fn check(config: &BlkConfig, image: &Capabilities) -> Result<(), BlkE
     if !config.queue_size.is_power_of_two() || config.queue_size < MIN_QUEUE_SIZE {
         return Err(BlkError::QueueSize(config.queue_size));
     }
-    if !matches!(image.block_size, 512 | 4096) {
-        return Err(BlkError::BlockSize(image.block_size));
+    let (asked, image_block) = (block_size(config, image), image.block_size);
+    if !matches!(asked, 512 | 4096) || asked < image_block {
+        return Err(BlkError::BlockSize {
+            asked,
+            image: image_block,
+        });
     }
-    check_len(image.len, image.block_size)
+    check_len(image.len, asked)
+}
+
+/// The block size that the driver sees.
+pub(crate) fn block_size(config: &BlkConfig, image: &Capabilities) -> u32 {
+    config.block_size.unwrap_or(image.block_size)
 }
 
 pub(crate) fn check_len(len: u64, block_size: u32) -> Result<(), BlkError> {

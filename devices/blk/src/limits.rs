@@ -3,6 +3,7 @@ use treaty_virtio_device::Features;
 use treaty_virtio_spec::blk::{Config, SECTOR_SHIFT, Topology, feature};
 
 use crate::BlkConfig;
+use crate::config::block_size;
 
 /// Descriptors of a chain that are not data: header and status.
 const OVERHEAD_SEGMENTS: u16 = 2;
@@ -58,15 +59,16 @@ impl Limits {
         let per_segment = image.max_transfer / u32::from(seg_max);
         let size_max =
             (per_segment - per_segment % MIN_SEGMENT_BYTES).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES);
+        let block_size = block_size(config, image);
         Self {
-            block_size: image.block_size,
+            block_size,
             max_request: image.max_transfer.min(u32::from(seg_max) * MAX_SEGMENT_BYTES),
             size_max,
             seg_max: u32::from(seg_max),
             max_discard_sectors: MAX_DISCARD_SECTORS,
             max_zeroes_sectors: MAX_ZEROES_SECTORS,
             max_ranges: MAX_RANGES,
-            optimal_size: image.optimal_size.max(image.block_size),
+            optimal_size: image.optimal_size.max(block_size),
             read_only: image.read_only || config.read_only,
             may_unmap: image.discard,
         }
