@@ -1,8 +1,8 @@
 //! Rigs that drive our devices in process, and the suite that every device passes on every rig.
 //!
 //! Owns: the rigs ([`rig`]), a driver over them ([`Driver`]), the conformance suite ([`conform`]), a device to test rigs
-//! with ([`Echo`]), and the independent drivers of the `virtio-drivers` crate over our rigs ([`peer`]), network namespaces
-//! ([`netns`]).
+//! with ([`Echo`]), the independent drivers of the `virtio-drivers` crate over our rigs ([`peer`]), our own ([`ours`]),
+//! network namespaces ([`netns`]).
 //! Must not know: device types. A device's own tests depend on this crate, never the other way round, and production code
 //! never does.
 //!
@@ -41,6 +41,7 @@ mod echo;
 pub mod host;
 mod memory;
 pub mod netns;
+pub mod ours;
 pub mod peer;
 pub mod rig;
 mod subject;

@@ -14,7 +14,7 @@ use super::{Rig, RigHost, RigKind, Wait};
 use crate::host::{DRAIN_LIMIT, FakeIoEvents, GuestBus, Hub, HubLine, HubMsi};
 
 /// Enhanced configuration space.
-const ECAM: u64 = 0xe000_0000;
+pub(crate) const ECAM: u64 = 0xe000_0000;
 /// Where BARs may lie; the first is at the start.
 pub const WINDOW: u64 = 0x10_0000_0000;
 const WINDOW_END: u64 = 0x20_0000_0000;
