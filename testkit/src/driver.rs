@@ -333,9 +333,12 @@ impl Driver {
 
     /// Waits until the device says that it needs a reset, by the configuration interrupt.
     pub fn wait_needs_reset(&mut self) {
-        while self.rig.status() & DEVICE_NEEDS_RESET == 0 {
+        loop {
             let told = self.rig.wait_interrupt(Wait::Config, WAIT_LIMIT);
             assert!(told, "the device does not say that it needs a reset");
+            if self.rig.status() & DEVICE_NEEDS_RESET != 0 {
+                return;
+            }
         }
     }
 

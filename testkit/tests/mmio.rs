@@ -273,13 +273,13 @@ fn configuration_changes_are_told() {
     let transport = rig.transport();
     let mut driver = Driver::new(Box::new(rig), memory);
     let before = load(&transport, reg::CONFIG_GENERATION);
-    driver.rig().write_config(6, &[b'?']);
+    driver.rig().write_config(6, b"?");
     assert_eq!(driver.read_config::<8>(0), *b"treaty?\n");
     assert_ne!(load(&transport, reg::CONFIG_GENERATION), before);
     assert_eq!(load(&transport, reg::INTERRUPT_STATUS), 0, "no driver yet");
     driver.negotiate(|_| Features::NONE);
     driver.driver_ok();
-    driver.rig().write_config(0, &[b'T', b'R']);
+    driver.rig().write_config(0, b"TR");
     assert!(driver.rig().wait_interrupt(Wait::Config, WAIT_LIMIT));
     assert_eq!(load(&transport, reg::INTERRUPT_STATUS), 0, "acknowledged");
     driver.rig().write_config(0xe00, &[0; 8]);
