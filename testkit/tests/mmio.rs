@@ -253,8 +253,8 @@ fn a_queue_that_cannot_start_needs_a_reset() {
     store(&transport, reg::QUEUE_READY, 1);
     driver.rig().write_status(15);
     assert_eq!(driver.rig().status(), 15 | 64);
-    driver.wait_needs_reset();
     assert_eq!(load(&transport, reg::INTERRUPT_STATUS), 2);
+    driver.wait_needs_reset();
     driver.reset();
     assert_eq!(load(&transport, reg::INTERRUPT_STATUS), 0);
     driver.negotiate(|_| Features::NONE);
