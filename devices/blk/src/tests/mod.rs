@@ -4,6 +4,7 @@ mod chains;
 mod cost;
 mod disk;
 mod durability;
+mod faults;
 mod hostile;
 mod lifecycle;
 mod model;

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -113,9 +114,19 @@ impl Ask {
     }
 }
 
-pub struct Rig<I: BlockImage = ScriptedImage> {
+/// The driver's side: memory, ring, and the chains in flight.
+pub struct Guest {
     pub memory: GuestMemory,
     pub driver: DriverRing<QueueMemory>,
+    pub ring_config: RingConfig,
+    asked: HashMap<u64, Vec<Segment>>,
+    token: u64,
+    next_addr: u64,
+}
+
+/// A guest and one queue's task, which gets its turns from the test.
+pub struct Rig<I: BlockImage = ScriptedImage> {
+    guest: Guest,
     pub task: Box<BlkQueue>,
     pub image: I,
     pub turns: u64,
@@ -123,12 +134,22 @@ pub struct Rig<I: BlockImage = ScriptedImage> {
     pub counters: DeviceCounters,
     pub told: Arc<Told>,
     pub stopping: bool,
-    pub ring_config: RingConfig,
     options: Options,
     reactor: NoReactor,
-    asked: HashMap<u64, Vec<Segment>>,
-    token: u64,
-    next_addr: u64,
+}
+
+impl<I: BlockImage> Deref for Rig<I> {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+impl<I: BlockImage> DerefMut for Rig<I> {
+    fn deref_mut(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
 }
 
 /// What the device told its transport.
@@ -172,11 +193,11 @@ impl Reactor for NoReactor {
     }
 }
 
-impl<I: BlockImage> Rig<I> {
-    pub fn new(image: I, options: Options) -> Self {
+impl Guest {
+    /// Memory and a ring as the options say; nothing is offered.
+    pub fn new(options: &Options, max_chain: u16) -> Self {
         let region = |at| Region::memfd(at, REGION as usize).unwrap();
         let memory = GuestMemory::new(vec![region(0), region(REGION)]).unwrap();
-        let limits = Limits::new(&options.config, &image.capabilities());
         let ring_config = RingConfig {
             layout: options.layout,
             size: options.size,
@@ -184,73 +205,18 @@ impl<I: BlockImage> Rig<I> {
             driver_area: RING_AT + 0x8000,
             device_area: RING_AT + 0xc000,
             features: options.ring,
-            max_chain: limits.max_chain(),
+            max_chain,
         };
-        let shared = Arc::new(Shared::new(image.capabilities().len, options.config.writeback));
         let indirect = options.ring.indirect.then_some(INDIRECT_AT);
         let driver = DriverRing::start(QueueMemory(memory.clone()), &ring_config, indirect).unwrap();
-        let told = Arc::new(Told::default());
-        let (task, counters) = start(
-            &memory,
-            &image,
-            &shared,
-            &told,
-            &options,
-            &ring_config,
-            QueueState::fresh(options.layout),
-        );
         Self {
             memory,
             driver,
-            task,
-            image,
-            turns: 0,
-            shared,
-            counters,
-            told,
-            stopping: false,
             ring_config,
-            options,
-            reactor: NoReactor,
             asked: HashMap::new(),
             token: 0,
             next_addr: BUFFERS_AT,
         }
-    }
-
-    /// Stops the queue (everything must be drained) and starts it where it stood.
-    pub fn restart(&mut self) {
-        let fresh = |rig: &Self, state| {
-            start(
-                &rig.memory,
-                &rig.image,
-                &rig.shared,
-                &rig.told,
-                &rig.options,
-                &rig.ring_config,
-                state,
-            )
-        };
-        let (placeholder, _) = fresh(self, QueueState::fresh(self.options.layout));
-        let state = std::mem::replace(&mut self.task, placeholder).into_state();
-        (self.task, self.counters) = fresh(self, state);
-        self.stopping = false;
-    }
-
-    pub fn turn(&mut self) -> Progress {
-        self.turns += 1;
-        self.task.turn(&mut Turn::new(&mut self.reactor, self.stopping))
-    }
-
-    /// Turns until the task says that it waits.
-    pub fn run(&mut self) -> Progress {
-        for _ in 0..10_000 {
-            let progress = self.turn();
-            if progress != Progress::More {
-                return progress;
-            }
-        }
-        panic!("the task never idles");
     }
 
     /// Takes `len` bytes of guest memory, not yet used by a chain in flight.
@@ -273,6 +239,11 @@ impl<I: BlockImage> Rig<I> {
             .windows(2)
             .map(|pair| self.place((pair[1] - pair[0]) as u32))
             .collect()
+    }
+
+    /// Requests offered and not taken back.
+    pub fn waiting(&self) -> usize {
+        self.asked.len()
     }
 
     /// Offers a request, not yet published; its token. `None` if the ring is full.
@@ -323,6 +294,71 @@ impl<I: BlockImage> Rig<I> {
             });
         }
         all
+    }
+}
+
+impl<I: BlockImage> Rig<I> {
+    pub fn new(image: I, options: Options) -> Self {
+        let limits = Limits::new(&options.config, &image.capabilities());
+        let guest = Guest::new(&options, limits.max_chain());
+        let shared = Arc::new(Shared::new(image.capabilities().len, options.config.writeback));
+        let told = Arc::new(Told::default());
+        let (task, counters) = start(
+            &guest.memory,
+            &image,
+            &shared,
+            &told,
+            &options,
+            &guest.ring_config,
+            QueueState::fresh(options.layout),
+        );
+        Self {
+            guest,
+            task,
+            image,
+            turns: 0,
+            shared,
+            counters,
+            told,
+            stopping: false,
+            options,
+            reactor: NoReactor,
+        }
+    }
+
+    /// Stops the queue (everything must be drained) and starts it where it stood.
+    pub fn restart(&mut self) {
+        let fresh = |rig: &Self, state| {
+            start(
+                &rig.guest.memory,
+                &rig.image,
+                &rig.shared,
+                &rig.told,
+                &rig.options,
+                &rig.guest.ring_config,
+                state,
+            )
+        };
+        let (placeholder, _) = fresh(self, QueueState::fresh(self.options.layout));
+        let state = std::mem::replace(&mut self.task, placeholder).into_state();
+        (self.task, self.counters) = fresh(self, state);
+        self.stopping = false;
+    }
+
+    pub fn turn(&mut self) -> Progress {
+        self.turns += 1;
+        self.task.turn(&mut Turn::new(&mut self.reactor, self.stopping))
+    }
+
+    /// Turns until the task says that it waits.
+    pub fn run(&mut self) -> Progress {
+        for _ in 0..10_000 {
+            let progress = self.turn();
+            if progress != Progress::More {
+                return progress;
+            }
+        }
+        panic!("the task never idles");
     }
 
     /// Offers one request, runs the device, and takes the answer.
