@@ -2,6 +2,7 @@
 
 mod chains;
 mod cost;
+mod device;
 mod disk;
 mod durability;
 mod faults;
