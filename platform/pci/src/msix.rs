@@ -388,4 +388,49 @@ mod tests {
         unmask(&other, 1, 0);
         assert_eq!(other_host.sent.load(SeqCst), 1);
     }
+
+    /// A vector that a vCPU masks at the very moment a worker sends it: the message is lost, as through an irqfd.
+    #[derive(Clone, Default)]
+    struct MaskedMeanwhile {
+        msix: Arc<std::sync::OnceLock<Msix>>,
+        sent: Arc<AtomicUsize>,
+        armed: Arc<AtomicBool>,
+    }
+
+    impl MsiProvider for MaskedMeanwhile {
+        fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
+            Ok(Box::new(self.clone()))
+        }
+    }
+
+    impl MsiVector for MaskedMeanwhile {
+        fn route(&self, _address: u64, _data: u32) -> io::Result<()> {
+            Ok(())
+        }
+        fn mask(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn signal(&self) {
+            if self.armed.swap(false, SeqCst) {
+                unmask(self.msix.get().unwrap(), 0, 1);
+            } else {
+                self.sent.fetch_add(1, SeqCst);
+            }
+        }
+    }
+
+    #[test]
+    fn an_interrupt_that_races_with_masking_stays_pending() {
+        let host = MaskedMeanwhile::default();
+        let msix = host.msix.get_or_init(|| Msix::new(1, &host).unwrap()).clone();
+        msix.set_control(MSIX_ENABLE);
+        unmask(&msix, 0, 0);
+        msix.signal(0);
+        assert_eq!(host.sent.load(SeqCst), 1);
+        host.armed.store(true, SeqCst);
+        msix.signal(0);
+        assert_eq!(host.sent.load(SeqCst), 1, "lost with the route");
+        unmask(&msix, 0, 0);
+        assert_eq!(host.sent.load(SeqCst), 2, "and sent again");
+    }
 }

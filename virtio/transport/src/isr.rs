@@ -124,4 +124,25 @@ mod tests {
         status.block(true);
         assert_eq!(calls(), [false]);
     }
+
+    #[test]
+    fn the_line_is_low_when_the_last_bit_has_been_taken() {
+        const ROUNDS: usize = 20_000;
+        let line = Arc::new(Recorded::default());
+        let status = Arc::new(InterruptStatus::new(Some(line.clone())));
+        let worker = {
+            let status = status.clone();
+            std::thread::spawn(move || (0..ROUNDS).for_each(|_| status.raise(1)))
+        };
+        let mut taken = 0;
+        while !worker.is_finished() {
+            taken += usize::from(status.take());
+        }
+        worker.join().unwrap();
+        taken += usize::from(status.take());
+        let calls = line.0.lock().unwrap();
+        assert_eq!(calls.last(), Some(&false));
+        assert_eq!(calls.iter().filter(|level| **level).count(), ROUNDS);
+        assert_eq!(calls.iter().filter(|level| !**level).count(), taken);
+    }
 }
