@@ -34,7 +34,7 @@ pub fn frame(destination: [u8; 6], seed: u64, payload: usize) -> Vec<u8> {
     bytes.extend_from_slice(&PEER);
     bytes.extend_from_slice(&EXPERIMENTAL);
     bytes.extend_from_slice(&seed.to_le_bytes());
-    bytes.extend((0..payload).map(|at| (at as u64 * 31 + seed) as u8));
+    bytes.extend((0..payload).map(|at| (at as u64 * 31).wrapping_add(seed) as u8));
     bytes
 }
 
@@ -94,13 +94,25 @@ pub struct Bench {
     pub driver: Driver,
     pub receiving: Receiving,
     pub counters: DeviceCounters,
-    _worker: Worker,
+    pub worker: Worker,
 }
 
 impl Bench {
-    /// A live card; all that `choose` accepts of what is offered, one pair and the control queue enabled, 64 receive
+    /// A live card; all that `choose` accepts of what is offered, one pair and the control queue enabled, 48 receive
     /// buffers.
     pub fn new(backend: impl PacketBackend + 'static, choose: impl FnOnce(Features) -> Features) -> Self {
+        let mut bench = Self::without_buffers(backend, choose);
+        let mergeable = bench.driver.accepted().has(bit::MRG_RXBUF);
+        let size = if mergeable { BUFFER } else { 65562 };
+        bench.receiving.fill(&mut bench.driver, 0, 48, size);
+        bench
+    }
+
+    /// As [`new`](Self::new), with an empty receive queue.
+    pub fn without_buffers(
+        backend: impl PacketBackend + 'static,
+        choose: impl FnOnce(Features) -> Features,
+    ) -> Self {
         let worker = Worker::start("net", ReactorKind::Auto).unwrap();
         let net = net(backend, &worker.handle());
         let counters = net.counters();
@@ -110,19 +122,13 @@ impl Bench {
             driver: Driver::new(Box::new(rig), memory),
             receiving: Receiving::default(),
             counters,
-            _worker: worker,
+            worker,
         };
         let accepted = bench.driver.negotiate(choose);
         for index in [0, 1, bench.control(accepted)] {
             bench.driver.enable_queue(index);
         }
         bench.driver.driver_ok();
-        let size = if accepted.has(bit::MRG_RXBUF) {
-            BUFFER
-        } else {
-            65562
-        };
-        bench.receiving.fill(&mut bench.driver, 0, 48, size);
         bench
     }
 
@@ -151,7 +157,9 @@ impl Bench {
     pub fn command(&mut self, class: u8, command: u8, data: &[u8]) -> u8 {
         let accepted = self.driver.accepted();
         let queue = self.control(accepted);
-        let done = self.driver.transfer(queue, &[&[class, command], data], &[1]);
+        let done = self
+            .driver
+            .transfer(queue, &[&[&[class, command], data].concat()], &[1]);
         assert_eq!(done.written, 1);
         done.bytes[0]
     }
@@ -165,15 +173,19 @@ impl Bench {
     }
 }
 
+/// A card on a direct rig that no driver has used, for a state to move into.
+pub fn unused_rig(
+    backend: impl PacketBackend + 'static,
+    worker: &WorkerHandle,
+    memory: GuestMemory,
+) -> Box<dyn Rig> {
+    Box::new(DirectRig::new(Box::new(net(backend, worker)), memory))
+}
+
 /// Bytes of a header and a frame as one.
 pub fn packet(header: &Header, frame: &[u8]) -> Vec<u8> {
     let mut bytes = header.as_bytes().to_vec();
     assert_eq!(bytes.len(), HEADER_SIZE);
     bytes.extend_from_slice(frame);
     bytes
-}
-
-/// A rig as the driver sees it.
-pub fn rig(driver: &mut Driver) -> &mut dyn Rig {
-    driver.rig()
 }
