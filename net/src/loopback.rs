@@ -27,7 +27,7 @@ struct Lane {
     frames: Mutex<VecDeque<(Header, Vec<u8>)>>,
     /// Readable while there may be frames.
     filled: File,
-    /// Readable while there may be room.
+    /// Writable while there may be room: its counter is 0 or as high as it goes.
     room: File,
 }
 
@@ -109,13 +109,13 @@ impl Lane {
     }
 }
 
-fn ring(mut event: &File) {
-    // Fails only if the counter is full, and then it is readable already.
-    let _ = event.write(&1u64.to_ne_bytes());
+fn add(mut event: &File, count: u64) {
+    // Fails only if the counter is full, and then it has the state wanted.
+    let _ = event.write(&count.to_ne_bytes());
 }
 
-fn silence(mut event: &File) {
-    // Fails only if it is silent already.
+fn clear(mut event: &File) {
+    // Fails only if the counter is 0 already.
     let _ = event.read(&mut [0; 8]);
 }
 
@@ -126,14 +126,14 @@ impl PacketSender for End {
         }
         let mut frames = self.0.frames();
         if frames.len() >= LANE_FRAMES {
-            silence(&self.0.room);
+            add(&self.0.room, u64::MAX - 1);
             return Sent::Later;
         }
         let mut bytes = vec![0; frame.len()];
         frame.copy_to(&mut bytes);
         frames.push_back((*header, bytes));
         if frames.len() == 1 {
-            ring(&self.0.filled);
+            add(&self.0.filled, 1);
         }
         Sent::Taken
     }
@@ -147,11 +147,11 @@ impl PacketReceiver for End {
     fn receive(&mut self, dst: &mut [u8]) -> Received {
         let mut frames = self.0.frames();
         let Some((header, bytes)) = frames.pop_front() else {
-            silence(&self.0.filled);
+            clear(&self.0.filled);
             return Received::Nothing;
         };
         if frames.len() + 1 == LANE_FRAMES {
-            ring(&self.0.room);
+            clear(&self.0.room);
         }
         match dst.get_mut(..bytes.len()) {
             None => Received::Lost,

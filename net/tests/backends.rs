@@ -8,19 +8,11 @@ use common::{BROADCAST, EXPERIMENTAL, buffers, frame, receive};
 use treaty_net::{
     BackendError, Loopback, Offloads, PacketBackend, Received, Sent, Socket, Tap, User, UserOptions,
 };
-use treaty_testkit::netns::{PacketSocket, in_network_namespace, wait_for};
+use treaty_testkit::netns::{PacketSocket, add_uplink, in_network_namespace, ip, poll, wait_for};
 use treaty_virtio_spec::net::{GSO_NONE, HDR_F_NEEDS_CSUM, Header};
 
 fn plain() -> Header {
     Header::default()
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let status = std::process::Command::new(program)
-        .args(arguments)
-        .status()
-        .unwrap();
-    assert!(status.success(), "{program} {arguments:?}");
 }
 
 fn refused(result: Result<Tap, BackendError>) -> String {
@@ -60,10 +52,7 @@ fn a_tap_is_made_and_carries_frames_both_ways() {
 #[test]
 fn a_tap_with_pairs_delivers_to_active_ones_only() {
     in_network_namespace(|| {
-        run(
-            "ip",
-            &["tuntap", "add", "dev", "multi0", "mode", "tap", "multi_queue"],
-        );
+        ip("tuntap add dev multi0 mode tap multi_queue");
         let mut tap = Tap::open("multi0", 4).unwrap();
         let host = PacketSocket::open("multi0");
         let mut receivers: Vec<_> = (0..4).map(|pair| tap.receiver(pair).unwrap()).collect();
@@ -94,12 +83,9 @@ fn a_tap_with_pairs_delivers_to_active_ones_only() {
 #[test]
 fn a_tap_opens_existing_interfaces_and_explains_refusals() {
     in_network_namespace(|| {
-        run("ip", &["tuntap", "add", "dev", "one0", "mode", "tap"]);
-        run(
-            "ip",
-            &["tuntap", "add", "dev", "many0", "mode", "tap", "multi_queue"],
-        );
-        run("ip", &["tuntap", "add", "dev", "tun0", "mode", "tun"]);
+        ip("tuntap add dev one0 mode tap");
+        ip("tuntap add dev many0 mode tap multi_queue");
+        ip("tuntap add dev tun0 mode tun");
         let first = Tap::open("one0", 1).unwrap();
         assert!(refused(Tap::open("one0", 1)).contains("in use"));
         drop(first);
@@ -201,9 +187,16 @@ fn a_cable_keeps_order_and_headers_and_waits_when_full() {
     while sender.send(&header(sent), &buffers(&[1; 60])) == Sent::Taken {
         sent += 1;
     }
+    assert_eq!(poll(sender.output_fd().unwrap(), libc::POLLOUT), 0, "full");
     for number in 0..sent {
         assert_eq!(receive(&mut *receiver).0, header(number));
     }
+    assert_eq!(poll(receiver.input_fd().unwrap(), libc::POLLIN), libc::POLLIN);
+    assert!(matches!(
+        receiver.receive(&mut vec![0; treaty_net::MAX_FRAME]),
+        Received::Nothing
+    ));
+    assert_eq!(poll(receiver.input_fd().unwrap(), libc::POLLIN), 0, "empty");
     wait_for(sender.output_fd().unwrap(), libc::POLLOUT);
     assert_eq!(sender.send(&header(0), &buffers(&[1; 60])), Sent::Taken);
     assert!(left.sender(2).is_err());
@@ -235,9 +228,15 @@ fn passt_that_is_not_installed_is_one_clear_line() {
 /// An ARP request for any address but our own is answered by passt itself.
 #[test]
 fn passt_answers_over_the_stream_and_ends_with_its_backend() {
-    let Some(mut user) = passt() else {
-        return;
-    };
+    in_network_namespace(|| {
+        add_uplink();
+        if let Some(user) = passt() {
+            ask_passt_for_an_address(user);
+        }
+    });
+}
+
+fn ask_passt_for_an_address(mut user: User) {
     let mut request = BROADCAST.to_vec();
     request.extend_from_slice(&[0x52, 0x54, 0, 0, 0, 1, 0x08, 0x06]);
     request.extend_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);

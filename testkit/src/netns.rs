@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::process::{Command, ExitStatus};
 
 use crate::WAIT_LIMIT;
 
@@ -34,17 +35,47 @@ pub fn in_network_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send +
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// Runs `ip` in the calling thread's namespace.
+pub fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split_whitespace()).status();
+    let done = status.as_ref().is_ok_and(ExitStatus::success);
+    assert!(done, "ip {arguments}: {status:?}");
+}
+
+/// Gives the namespace an uplink that leads nowhere, with an address and a default route: some programs ask for one.
+pub fn add_uplink() {
+    ip("link set lo up");
+    ip("tuntap add dev uplink0 mode tap");
+    ip("address add 192.0.2.2/24 dev uplink0");
+    ip("link set uplink0 up");
+    ip("route add default via 192.0.2.1");
+}
+
 /// Waits until the descriptor has any of `events` (`POLLIN`, `POLLOUT`).
 pub fn wait_for(fd: RawFd, events: libc::c_short) {
+    let limit_ms = i32::try_from(WAIT_LIMIT.as_millis()).unwrap_or(i32::MAX);
+    assert_ne!(
+        poll_for(fd, events, limit_ms),
+        0,
+        "descriptor {fd} did not become ready"
+    );
+}
+
+/// Which of `events` the descriptor has now.
+pub fn poll(fd: RawFd, events: libc::c_short) -> libc::c_short {
+    poll_for(fd, events, 0)
+}
+
+fn poll_for(fd: RawFd, events: libc::c_short, limit_ms: i32) -> libc::c_short {
     let mut entry = libc::pollfd {
         fd,
         events,
         revents: 0,
     };
-    let limit_ms = i32::try_from(WAIT_LIMIT.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one entry, which lives across the call.
-    let ready = unsafe { libc::poll(&raw mut entry, 1, limit_ms) };
-    assert_eq!(ready, 1, "descriptor {fd} did not become ready");
+    let count = unsafe { libc::poll(&raw mut entry, 1, limit_ms) };
+    assert!(count >= 0, "poll: {}", io::Error::last_os_error());
+    entry.revents
 }
 
 /// A raw socket on one interface of the calling thread's namespace.

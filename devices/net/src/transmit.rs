@@ -201,6 +201,10 @@ impl QueueTask for TransmitQueue {
         if turn.stopping() {
             return self.drain();
         }
+        if self.waiting.is_some() && self.polling {
+            // The host will say when it has room; doorbells do not make it come sooner.
+            return Progress::Idle;
+        }
         self.queue.disarm();
         let pause = self.serve();
         self.queue.publish();
