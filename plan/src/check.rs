@@ -60,6 +60,9 @@ impl MachinePlan {
 impl DiskPlan {
     fn check(&self) -> Result<(), String> {
         check_queues(self.queues)?;
+        if let Some(size) = self.block_size.filter(|size| ![512, 4096].contains(size)) {
+            return Err(format!("block-size: {size} is not 512 or 4096"));
+        }
         match &self.serial {
             Some(serial) if serial.len() > MAX_DISK_SERIAL => Err(format!(
                 "serial: {serial:?} is longer than {MAX_DISK_SERIAL} bytes"

@@ -51,6 +51,9 @@ pub struct DiskPlan {
     /// What the guest reads as the disk's serial number; at most 20 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// Block size in bytes that the guest sees, 512 or 4096; the image's own if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
     /// Request queues.
     #[serde(default = "one")]
     pub queues: u16,

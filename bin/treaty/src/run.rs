@@ -1,14 +1,13 @@
 //! `treaty run`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use serde::de::DeserializeOwned;
 use treaty_vmm::api::ApiServer;
 use treaty_vmm::doctor::{KernelSpeed, kernel_speed};
-use treaty_vmm::plan::{
-    CharTarget, ConsolePlan, DiskPlan, MachinePlan, MemorySize, NetPlan, RngPlan, from_flag,
-};
+use treaty_vmm::plan::{MachinePlan, from_flag};
 use treaty_vmm::{End, Runner};
 
 /// Build a machine and run it until its guest switches it off.
@@ -20,84 +19,123 @@ use treaty_vmm::{End, Runner};
 /// --disk path=root.img,format=raw --net user --rng
 #[derive(clap::Args)]
 pub struct Args {
+    /// Take the machine from a TOML file. Its keys are the names of these flags: kernel = "vmlinuz", cpus = 2, [[disk]]
+    /// with path = "root.img" and so on. Flags given beside it win; disks, cards and consoles are added to its own.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Linux kernel: bzImage (vmlinuz), or ELF (vmlinux).
     #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     /// Initial RAM disk.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// Kernel command line [default: console=ttyS0].
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
-    /// vCPUs, 1 to 32.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    cpus: u8,
-    /// Guest memory, such as 512M or 4G.
-    #[arg(long, default_value = "512M", value_name = "SIZE")]
-    memory: MemorySize,
+    /// vCPUs, 1 to 32 [default: 1].
+    #[arg(long, value_name = "N")]
+    cpus: Option<u8>,
+    /// Guest memory, such as 512M or 4G [default: 512M].
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
     /// Back guest memory with reserved pages of 2 MiB (/proc/sys/vm/nr_hugepages).
     #[arg(long)]
     hugepages: bool,
-    /// Where COM1 goes: stdio, file=PATH, pty, socket=PATH or none.
-    #[arg(long, default_value = "stdio", value_name = "TARGET")]
-    serial: CharTarget,
-    /// A virtio disk (repeatable): path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,queues=N]
-    /// [,transport=pci|mmio][,ring=split|packed]
-    #[arg(long = "disk", value_name = "KEY=VALUE,...", value_parser = disk)]
-    disks: Vec<DiskPlan>,
+    /// Where COM1 goes: stdio, file=PATH, pty, socket=PATH or none [default: stdio].
+    #[arg(long, value_name = "TARGET")]
+    serial: Option<String>,
+    /// A virtio disk (repeatable): path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,block-size=512|4096]
+    /// [,queues=N][,transport=pci|mmio][,ring=split|packed]
+    #[arg(long = "disk", value_name = "KEY=VALUE,...")]
+    disks: Vec<String>,
     /// A virtio network card (repeatable): tap=NAME, user, or socket=PATH; then [,mac=xx:xx:xx:xx:xx:xx][,queues=N]
     /// [,mtu=N][,transport=pci|mmio][,ring=split|packed]
-    #[arg(long = "net", value_name = "BACKEND,...", value_parser = net)]
-    nets: Vec<NetPlan>,
+    #[arg(long = "net", value_name = "BACKEND,...")]
+    nets: Vec<String>,
     /// A virtio entropy source; may be followed by =transport=pci|mmio,ring=split|packed
-    #[arg(long, value_name = "KEY=VALUE,...", value_parser = rng, num_args = 0..=1, default_missing_value = "", require_equals = true)]
-    rng: Option<RngPlan>,
+    #[arg(long, value_name = "KEY=VALUE,...", num_args = 0..=1, default_missing_value = "", require_equals = true)]
+    rng: Option<String>,
     /// A virtio console port (repeatable): stdio, file=PATH, pty, socket=PATH or none; then [,name=TEXT]
     /// [,transport=pci|mmio][,ring=split|packed]. Ports with the same transport and ring share a device.
-    #[arg(long = "console", value_name = "TARGET,...", value_parser = console)]
-    consoles: Vec<ConsolePlan>,
+    #[arg(long = "console", value_name = "TARGET,...")]
+    consoles: Vec<String>,
     /// Answer the control API (`treaty ctl`) on this Unix socket.
     #[arg(long, value_name = "PATH")]
     api: Option<PathBuf>,
 }
 
-fn disk(text: &str) -> Result<DiskPlan, String> {
-    from_flag(text, None).map_err(|error| error.to_string())
-}
-
-fn net(text: &str) -> Result<NetPlan, String> {
-    from_flag(text, None).map_err(|error| error.to_string())
-}
-
-fn rng(text: &str) -> Result<RngPlan, String> {
-    from_flag(text, None).map_err(|error| error.to_string())
-}
-
-fn console(text: &str) -> Result<ConsolePlan, String> {
-    from_flag(text, Some("to")).map_err(|error| error.to_string())
-}
-
 impl Args {
-    fn into_plan(self) -> MachinePlan {
-        MachinePlan {
-            kernel: Some(self.kernel),
-            initrd: self.initrd,
-            cmdline: self.cmdline.unwrap_or_else(|| MachinePlan::default().cmdline),
-            cpus: self.cpus,
-            memory: self.memory,
-            hugepages: self.hugepages,
-            serial: self.serial,
-            disks: self.disks,
-            nets: self.nets,
-            rng: self.rng,
-            consoles: self.consoles,
-            api: self.api,
-        }
+    fn into_plan(self) -> Result<MachinePlan> {
+        let mut plan = match &self.config {
+            Some(path) => read_config(path)?,
+            None => MachinePlan::default(),
+        };
+        replace_some(&mut plan.kernel, self.kernel);
+        replace_some(&mut plan.initrd, self.initrd);
+        replace_some(&mut plan.api, self.api);
+        replace(&mut plan.cmdline, self.cmdline);
+        replace(&mut plan.cpus, self.cpus);
+        replace(
+            &mut plan.memory,
+            parse("--memory", self.memory, |text| text.parse())?,
+        );
+        replace(
+            &mut plan.serial,
+            parse("--serial", self.serial, |text| text.parse())?,
+        );
+        plan.hugepages |= self.hugepages;
+        plan.disks.extend(devices("--disk", &self.disks, None)?);
+        plan.nets.extend(devices("--net", &self.nets, None)?);
+        plan.consoles
+            .extend(devices("--console", &self.consoles, Some("to"))?);
+        replace_some(
+            &mut plan.rng,
+            parse("--rng", self.rng, |text| from_flag(text, None))?,
+        );
+        Ok(plan)
     }
 }
 
-pub fn main(args: Args) -> anyhow::Result<u8> {
-    let plan = args.into_plan();
+fn replace<T>(field: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *field = given;
+    }
+}
+
+fn replace_some<T>(field: &mut Option<T>, given: Option<T>) {
+    if given.is_some() {
+        *field = given;
+    }
+}
+
+fn parse<T, E: std::fmt::Display>(
+    flag: &str,
+    text: Option<String>,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Option<T>> {
+    let parsed = text.map(|text| parse(&text).map_err(|error| anyhow!("{flag}: {error}")));
+    parsed.transpose()
+}
+
+fn devices<T: DeserializeOwned>(flag: &str, texts: &[String], first: Option<&str>) -> Result<Vec<T>> {
+    let read = |text: &String| from_flag(text, first).map_err(|error| anyhow!("{flag} {text}: {error}"));
+    texts.iter().map(read).collect()
+}
+
+fn read_config(path: &Path) -> Result<MachinePlan> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read --config {name}"))?;
+    toml::from_str(&text).map_err(|error| {
+        let before = error
+            .span()
+            .map_or("", |span| text.get(..span.start).unwrap_or_default());
+        let line = before.matches('\n').count() + 1;
+        anyhow!("{name}, line {line}: {}", error.message())
+    })
+}
+
+pub fn main(args: Args) -> Result<u8> {
+    let plan = args.into_plan()?;
     let api = plan.api.clone();
     let runner = Runner::new(plan)?;
     warn_if_slow();
@@ -121,6 +159,89 @@ fn warn_if_slow() {
             "treaty: this host's KVM takes {:.1} us for a turn of a small loop in a guest's kernel: a stock Linux cannot boot \
              here (see `treaty doctor`)",
             turn_ns / 1000.0
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use treaty_vmm::plan::{CharTarget, MemorySize, RingChoice};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn plan(line: &str) -> Result<MachinePlan> {
+        let words = std::iter::once("run").chain(line.split_whitespace());
+        Line::try_parse_from(words)?.args.into_plan()
+    }
+
+    fn refused(line: &str) -> String {
+        plan(line).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn flags_make_a_plan() {
+        let made = plan(
+            "--kernel k --cpus 4 --memory 2G --serial file=log --disk path=d,format=raw --disk path=e,format=raw,readonly \
+             --net user --rng=ring=packed --console pty,name=x --api s",
+        )
+        .unwrap();
+        assert_eq!((made.cpus, made.memory), (4, MemorySize::mib(2048)));
+        assert_eq!(made.serial, CharTarget::File("log".into()));
+        assert_eq!(
+            (made.disks.len(), made.nets.len(), made.consoles.len()),
+            (2, 1, 1)
+        );
+        assert_eq!(made.rng.unwrap().ring, RingChoice::Packed);
+        assert_eq!(
+            plan("--kernel k --rng").unwrap().rng.unwrap().ring,
+            RingChoice::Split
+        );
+        assert_eq!(plan("--kernel k").unwrap().cmdline, "console=ttyS0");
+    }
+
+    #[test]
+    fn refusals_name_the_flag() {
+        assert!(refused("--memory 511").starts_with("--memory: \"511\" is not an amount"));
+        assert!(refused("--serial tty").starts_with("--serial: \"tty\" is not"));
+        assert!(refused("--disk path=x").starts_with("--disk path=x: missing field `format`"));
+        assert!(refused("--disk path=x,format=raw,colour=red").contains("unknown field `colour`"));
+    }
+
+    #[test]
+    fn a_file_and_flags_go_together() {
+        let path = std::env::temp_dir().join(format!("treaty-run-{}.toml", std::process::id()));
+        let with_file = |text: &str, flags: &str| {
+            std::fs::write(&path, text).unwrap();
+            plan(&format!("--config {} {flags}", path.display()))
+        };
+        let file = "kernel = 'k'\ncpus = 2\nmemory = '1G'\nrng = {}\n[[disk]]\npath = 'a'\nformat = 'raw'\n";
+        let made = with_file(file, "--cpus 3 --disk path=b,format=raw").unwrap();
+        assert_eq!((made.cpus, made.memory), (3, MemorySize::mib(1024)));
+        let paths: Vec<_> = made
+            .disks
+            .iter()
+            .map(|disk| disk.path.to_str().unwrap())
+            .collect();
+        assert_eq!(paths, ["a", "b"]);
+        assert!(made.rng.is_some());
+        let error = with_file("kernel = 'k'\ncpu = 2\n", "").unwrap_err().to_string();
+        assert!(
+            error.contains("line 2: unknown field `cpu`, expected one of"),
+            "{error}"
+        );
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            plan("--config /nonexistent")
+                .unwrap_err()
+                .to_string()
+                .contains("/nonexistent")
         );
     }
 }

@@ -20,6 +20,7 @@ pub fn disk(name: &str, plan: &DiskPlan) -> Result<Opened, CatalogError> {
     let config = BlkConfig {
         queues: plan.queues,
         serial: Serial::new(plan.serial.as_deref().unwrap_or_default()).map_err(named(name))?,
+        block_size: plan.block_size,
         read_only: plan.readonly,
         ..BlkConfig::default()
     };
