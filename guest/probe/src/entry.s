@@ -135,8 +135,9 @@ fault_entry:
 .section .tables, "aw"
 .globl interrupt_counts, start_info, kvmclock_page
     .align 4096
-# The first 4 GiB by 2 MiB pages, for CPL 3 too; the top GiB (devices) uncached. Above that 1 GiB pages, uncached:
-# only 64-bit BARs live there. A processor without 1 GiB pages faults on those alone.
+# The first 4 GiB by 2 MiB pages, for CPL 3 too; the top GiB (devices) uncached. What lies above is mapped when a BAR
+# turns out to be there (paging.rs).
+.globl page_table_3
 page_table_4:
     .quad page_table_3 + 0x7
     .fill 511, 8, 0
@@ -145,11 +146,7 @@ page_table_3:
     .quad page_table_2 + 0x1007
     .quad page_table_2 + 0x2007
     .quad page_table_2 + 0x3007
-.set gib, 4
-.rept 508
-    .quad (gib << 30) + 0x9f
-    .set gib, gib + 1
-.endr
+    .fill 508, 8, 0
 page_table_2:
 .set page, 0
 .rept 1536

@@ -18,6 +18,7 @@ mod interrupts;
 mod intrinsics;
 mod machine;
 mod measure;
+mod paging;
 mod params;
 mod pci;
 mod ports;

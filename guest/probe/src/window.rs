@@ -2,6 +2,8 @@
 
 use treaty_virtio_driver::Registers;
 
+use crate::paging;
+
 /// A range of physical addresses, identity mapped.
 #[derive(Clone, Copy)]
 pub struct Window {
@@ -9,17 +11,13 @@ pub struct Window {
     len: usize,
 }
 
-/// The static tables map this much.
-const MAPPED: u64 = 512 << 30;
-
 impl Window {
-    /// `None` if the tables do not map all of it.
+    /// Maps it if need be; `None` if that cannot be.
     ///
     /// # Safety
     /// The range belongs to a device: it is not memory of the probe.
     pub unsafe fn new(base: u64, len: u64) -> Option<Self> {
-        let end = base.checked_add(len)?;
-        (end <= MAPPED).then_some(Self {
+        paging::map(base, len).then_some(Self {
             base: base as usize,
             len: len as usize,
         })
