@@ -15,9 +15,10 @@ pub fn run<T: Transport>(context: &Context<'_>, transport: T, bytes: u32, depth:
     let mut card = Net::start(transport, Arena, &context.options)?;
     let mut frame = [0_u8; 1514];
     let frame = &mut frame[..bytes as usize];
-    // To a locally administered address that nobody has.
-    frame[..6].copy_from_slice(&[0x02, 0x50, 0x72, 0x6f, 0x62, 0x65]);
-    frame[6..12].copy_from_slice(&card.mac());
+    // To the card itself, from a locally administered address that nobody has: no station on a real network answers,
+    // and a wire that ends in a mirror brings it back.
+    frame[..6].copy_from_slice(&card.mac());
+    frame[6..12].copy_from_slice(&[0x02, 0x50, 0x72, 0x6f, 0x62, 0x65]);
     frame[12..HEADER].copy_from_slice(&ETHERTYPE);
     frame[HEADER..HEADER + 8].copy_from_slice(&MARK);
     for (index, byte) in frame.iter_mut().enumerate().skip(HEADER + 8) {
