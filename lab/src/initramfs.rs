@@ -28,7 +28,7 @@ const L1_MODULES: [&str; 9] = [
 ];
 
 /// What a guest needs for each device that Treaty has.
-const GUEST_MODULES: [&str; 9] = [
+const GUEST_MODULES: [&str; 10] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -38,6 +38,7 @@ const GUEST_MODULES: [&str; 9] = [
     "crc32c_generic",
     "ext4",
     "evdev",
+    "button",
 ];
 
 /// Changes when anything that this module puts into an image changes.
