@@ -1,1 +1,3 @@
-//! Tests that need several crates at once; see `tests/`. There is nothing to use here.
+//! Tests that need several crates at once.
+//!
+//! Owns: nothing but the tests in `tests/`. Must not know: what a crate keeps to itself.

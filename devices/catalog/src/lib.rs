@@ -5,6 +5,15 @@
 //!
 //! It takes two steps. Opening ([`Opened`]) is done once: files are locked, sockets listen, terminals change their mode.
 //! Building ([`Opened::build`]) makes the device over what was opened, and is done again whenever a machine reboots.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
 
 #![cfg_attr(
     not(test),

@@ -2,6 +2,15 @@
 //!
 //! Owns: the bytes of RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT. Must not know: where the facts come from; the monitor
 //! gives them as a [`Board`].
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
+)]
 
 #![cfg_attr(
     not(test),
