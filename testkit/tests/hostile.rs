@@ -1,6 +1,8 @@
 //! Hardening rows 17, 18 and 34: whatever a guest does to the registers, in whatever order and width, and whatever a saved state
 //! says, nothing panics, nothing hangs, and a reset brings the device back.
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use proptest::prelude::*;
 use serde_json::Value;
 use treaty_testkit::host::GuestBus;
@@ -166,4 +168,47 @@ fn numbers<'a>(value: &'a mut Value, found: &mut Vec<&'a mut Value>) {
 fn small(value: i64) -> i64 {
     let bits = [1, 4, 8, 16, 32, 63][(value & 3) as usize + (value >> 2 & 1) as usize];
     (value >> 3) & ((1 << bits) - 1)
+}
+
+/// While one vCPU uses and resets the device, another reads everything, takes interrupt status away and rings what it likes.
+#[test]
+fn hardening_34_a_second_vcpu() {
+    let worker = Worker::start("echo", ReactorKind::Auto).unwrap();
+    let memory = guest_memory();
+    let rig = PciRig::new(echo(&worker), memory.clone(), true, true);
+    let guest = rig.guest();
+    let (common, notify) = (rig.structure(cap::COMMON_CFG), rig.structure(cap::NOTIFY_CFG));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(SeqCst) {
+                for at in 0..0x400 {
+                    guest.load(common + at * 4, 4);
+                    guest.load(common + at, 1);
+                    guest.load(config_address(at as u16 & !3), 4);
+                    guest.store(notify + at * 2, at as u32, 2);
+                }
+            }
+        });
+        let _end = SetOnDrop(&done);
+        let mut driver = Driver::new(Box::new(rig), memory);
+        for round in 0..100u8 {
+            driver.negotiate(|offered| offered & Features(!(3 << 3)));
+            driver.enable_queue(1);
+            driver.driver_ok();
+            assert_eq!(driver.transfer(1, &[&[round; 9]], &[9]).data(), [round; 9]);
+            driver.offer(1, &[&[round; 9]], &[9]);
+            driver.kick(1);
+            driver.reset();
+        }
+    });
+}
+
+/// Ends the other thread, also when this one panics.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }

@@ -123,7 +123,11 @@ impl DeviceQueue {
             }
             Err(violation) => {
                 self.counters.violations.add(1);
-                tracing::error!(queue = self.index, %violation, "queue retired");
+                // A guest can reset and do it again: ever fewer of them are logged.
+                let count = self.counters.violations.get();
+                if count.is_power_of_two() {
+                    tracing::error!(queue = self.index, count, %violation, "queue retired");
+                }
                 self.events
                     .needs_reset(&format!("queue {}: {violation}", self.index));
             }
