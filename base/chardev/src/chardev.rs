@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::pty::Pty;
 use crate::socket::Socket;
 use crate::stdio::Stdio;
+use crate::sys;
 
 /// The most output in bytes that a [`Chardev`] keeps for a slow endpoint.
 pub const OUTPUT_LIMIT: usize = 64 * 1024;
@@ -109,6 +110,14 @@ impl Chardev {
     pub fn pty_path(&self) -> Option<&Path> {
         match &self.0.endpoint {
             Endpoint::Pty(pty) => Some(pty.path()),
+            _ => None,
+        }
+    }
+
+    /// Columns and rows of the terminal on standard output; `None` for other endpoints, and where it is no terminal.
+    pub fn window_size(&self) -> Option<(u16, u16)> {
+        match &self.0.endpoint {
+            Endpoint::Stdio(stdio) => sys::window_size(stdio.output_fd()),
             _ => None,
         }
     }

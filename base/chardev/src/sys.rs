@@ -87,6 +87,15 @@ pub(crate) fn poll<const N: usize>(
     }
 }
 
+/// Columns and rows of a terminal that knows them.
+pub(crate) fn window_size(fd: RawFd) -> Option<(u16, u16)> {
+    // SAFETY: plain integers; all zeroes is a value of it.
+    let mut size = unsafe { std::mem::zeroed::<libc::winsize>() };
+    // SAFETY: the structure is writable for the call.
+    check(unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &raw mut size) }).ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
 /// The terminal's settings, or an error if `fd` is not a terminal.
 pub(crate) fn terminal_settings(fd: RawFd) -> io::Result<libc::termios> {
     // SAFETY: termios is plain integers; all zeroes is a value of it.

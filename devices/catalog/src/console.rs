@@ -1,5 +1,5 @@
 use treaty_chardev::Chardev;
-use treaty_device_console::{Console, ConsoleConfig, PortConfig};
+use treaty_device_console::{Console, ConsoleConfig, PortConfig, WindowSize};
 use treaty_plan::ConsolePlan;
 
 use crate::error::named;
@@ -13,10 +13,12 @@ pub fn console(name: &str, plans: &[&ConsolePlan], context: &CharContext) -> Res
         let chardev = open_char(name, &plan.to, context).map_err(named(name))?;
         ports.push((chardev, plan.name.clone()));
     }
+    let size = ports.iter().find_map(|(chardev, _)| chardev.window_size());
+    let size = size.map(|(cols, rows)| WindowSize { cols, rows });
     Ok(Opened::new(name, move |pool| {
         let config = ConsoleConfig {
             ports: ports.iter().map(port).collect(),
-            size: None,
+            size,
             queue_size: 128,
         };
         let worker = pool.one(&of_device).map_err(named(&of_device))?;

@@ -14,7 +14,6 @@
         clippy::panic
     )
 )]
-
 #![cfg_attr(
     not(test),
     deny(

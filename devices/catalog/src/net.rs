@@ -38,7 +38,12 @@ pub fn net(name: &str, plan: &NetPlan) -> Result<Opened, CatalogError> {
 fn open(plan: &NetPlan) -> Result<Box<dyn PacketBackend>, BackendError> {
     Ok(match plan.backend() {
         Some(NetBackend::Tap(name)) => Box::new(Tap::open(&name, plan.queues)?),
-        Some(NetBackend::User) => Box::new(User::start(&UserOptions::default())?),
+        Some(NetBackend::User) => {
+            let mut options = UserOptions::default();
+            // What the device tells the guest, passt must tell it too.
+            options.mtu = plan.mtu.unwrap_or(options.mtu);
+            Box::new(User::start(&options)?)
+        }
         Some(NetBackend::Socket(path)) => Box::new(Socket::shared(&path)?),
         None => return Err(BackendError::Refused("name one of tap, user and socket".into())),
     })

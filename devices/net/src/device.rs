@@ -34,7 +34,7 @@ pub struct Net {
     queues: QueueSet,
     /// The negotiated features, once the back-end has been set up for them.
     accepted: Option<Features>,
-    /// Ask for an announcement at the next start: packets may find us somewhere else.
+    /// Ask for an announcement at the next start: the guest may be somewhere else by then.
     announce_due: bool,
     ring_counters: Vec<Arc<QueueCounters>>,
     receive_counters: Vec<Arc<ReceiveCounters>>,
@@ -179,9 +179,6 @@ impl Net {
             }
         });
         self.accepted = Some(accepted);
-        if std::mem::take(&mut self.announce_due) {
-            self.announce();
-        }
         Ok(())
     }
 
@@ -310,10 +307,16 @@ impl VirtioDevice for Net {
         self.queues.check_free(index)?;
         let role = role(index, self.max_pairs, accepted).ok_or(StartError::NoSuchQueue(index))?;
         self.take_up(index, accepted)?;
-        self.start_pair(index, role, queue, accepted)
+        self.start_pair(index, role, queue, accepted)?;
+        if std::mem::take(&mut self.announce_due) {
+            self.announce();
+        }
+        Ok(())
     }
 
+    /// A card whose queues start again without a reset has been paused: then, too, it announces itself.
     fn stop_queue(&mut self, index: u16, reply: Reply<Option<QueueState>>) {
+        self.announce_due |= self.queues.running().is_some();
         self.queues.stop(index, reply);
     }
 

@@ -181,6 +181,27 @@ fn a_restored_card_asks_for_an_announcement() {
     assert_eq!(arriving(&mut bench, &[[2; 6]]), [false], "the filter moved along");
 }
 
+/// A card that was paused asks too: the network may have forgotten it.
+#[test]
+fn a_resumed_card_asks_for_an_announcement() {
+    let mut bench = Bench::new(Loopback::echo(1).unwrap(), all);
+    bench.driver.rig().pause();
+    assert!(!announcing(&mut bench.driver));
+    bench.driver.rig().resume();
+    assert!(announcing(&mut bench.driver));
+    assert_eq!(bench.command(ctrl::ANNOUNCE, ctrl::ANNOUNCE_ACK, &[]), ctrl::OK);
+    bench.driver.rig().resume();
+    assert!(!announcing(&mut bench.driver), "it was not paused in between");
+    bench.driver.reset();
+    bench.driver.negotiate(all);
+    bench.driver.enable_queue(0);
+    bench.driver.driver_ok();
+    assert!(
+        !announcing(&mut bench.driver),
+        "a new driver announces itself anyhow"
+    );
+}
+
 /// Hardening rows 12, 20: commands cut short, too long, unknown, without room for an answer, outside memory.
 #[test]
 fn hardening_20_bad_commands_are_refused() {
