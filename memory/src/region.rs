@@ -23,7 +23,7 @@ unsafe impl Sync for Region {}
 #[derive(Debug, thiserror::Error)]
 pub enum RegionError {
     /// The range is empty, not page aligned, or wraps around the address space.
-    #[error("guest memory region {start:#x}+{len:#x} is empty, unaligned to 4096 or wraps around")]
+    #[error("guest memory region {start:#x}+{len:#x} is empty, begins within a page or wraps around")]
     BadRange {
         /// Guest physical address.
         start: u64,
@@ -43,7 +43,7 @@ pub enum RegionError {
 }
 
 impl Region {
-    /// Makes a memfd of `len` bytes and maps it shared at guest address `guest_start` (both multiples of 4096).
+    /// Makes a memfd of `len` bytes and maps it shared at guest address `guest_start` (a multiple of 4096).
     pub fn memfd(guest_start: u64, len: usize) -> Result<Self, RegionError> {
         Self::new_memfd(guest_start, len, false)
     }
@@ -210,7 +210,7 @@ fn map_aligned(len: usize, file: &File, offset: u64) -> io::Result<NonNull<u8>> 
 }
 
 fn check_range(start: u64, len: usize) -> Result<(), RegionError> {
-    let aligned = start.is_multiple_of(4096) && len.is_multiple_of(4096) && len > 0;
+    let aligned = start.is_multiple_of(4096) && len > 0;
     if !aligned || start.checked_add(len as u64).is_none() {
         return Err(RegionError::BadRange { start, len });
     }

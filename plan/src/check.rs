@@ -11,6 +11,12 @@ const MAX_DISK_SERIAL: usize = 20;
 #[error("{0}")]
 pub struct PlanError(String);
 
+impl PlanError {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl MachinePlan {
     /// Refuses values out of range and impossible combinations. Touches no file.
     pub fn check(&self) -> Result<(), PlanError> {
@@ -58,7 +64,7 @@ impl MachinePlan {
 }
 
 impl DiskPlan {
-    fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         check_queues(self.queues)?;
         if let Some(size) = self.block_size.filter(|size| ![512, 4096].contains(size)) {
             return Err(format!("block-size: {size} is not 512 or 4096"));
@@ -73,7 +79,7 @@ impl DiskPlan {
 }
 
 impl NetPlan {
-    fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         check_queues(self.queues)?;
         if self.backend().is_none() {
             return Err("give exactly one of tap=NAME, user and socket=PATH".into());

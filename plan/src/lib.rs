@@ -6,6 +6,7 @@
 mod check;
 mod devices;
 mod flags;
+mod serve;
 mod target;
 mod units;
 
@@ -18,6 +19,7 @@ pub use devices::{
     ConsolePlan, DiskFormat, DiskPlan, NetBackend, NetPlan, RingChoice, RngPlan, TransportChoice,
 };
 pub use flags::{FlagError, from_flag};
+pub use serve::{DaemonPlan, Served, ServedPlan};
 pub use target::CharTarget;
 pub use units::MemorySize;
 

@@ -3,10 +3,15 @@
 //! Owns: the command line. Must not know: how anything works; each subcommand is a thin caller of a library crate.
 
 mod completions;
+mod config;
+#[cfg(feature = "monitor")]
 mod ctl;
+#[cfg(feature = "monitor")]
 mod doctor;
 mod output;
+#[cfg(feature = "monitor")]
 mod run;
+mod serve;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -24,8 +29,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    #[cfg(feature = "monitor")]
     Run(run::Args),
+    Serve(serve::Args),
+    #[cfg(feature = "monitor")]
     Ctl(ctl::Args),
+    #[cfg(feature = "monitor")]
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -34,8 +43,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     output::start_logging(cli.verbose);
     let result = match cli.command {
+        #[cfg(feature = "monitor")]
         Command::Run(args) => run::main(args),
+        Command::Serve(args) => serve::main(args),
+        #[cfg(feature = "monitor")]
         Command::Ctl(args) => ctl::main(&args),
+        #[cfg(feature = "monitor")]
         Command::Doctor(args) => doctor::main(&args),
         Command::Completions(args) => completions::main::<Cli>(&args),
     };

@@ -1,8 +1,9 @@
 //! `treaty run`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::config;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 use treaty_vmm::api::ApiServer;
@@ -67,7 +68,7 @@ pub struct Args {
 impl Args {
     fn into_plan(self) -> Result<MachinePlan> {
         let mut plan = match &self.config {
-            Some(path) => read_config(path)?,
+            Some(path) => config::read(path)?,
             None => MachinePlan::default(),
         };
         replace_some(&mut plan.kernel, self.kernel);
@@ -118,20 +119,10 @@ fn parse<T, E: std::fmt::Display>(
 }
 
 fn devices<T: DeserializeOwned>(flag: &str, texts: &[String], first: Option<&str>) -> Result<Vec<T>> {
-    let read = |text: &String| from_flag(text, first).map_err(|error| anyhow!("{flag} {text}: {error}"));
-    texts.iter().map(read).collect()
-}
-
-fn read_config(path: &Path) -> Result<MachinePlan> {
-    let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read --config {name}"))?;
-    toml::from_str(&text).map_err(|error| {
-        let before = error
-            .span()
-            .map_or("", |span| text.get(..span.start).unwrap_or_default());
-        let line = before.matches('\n').count() + 1;
-        anyhow!("{name}, line {line}: {}", error.message())
-    })
+    texts
+        .iter()
+        .map(|text| config::device(flag, text, first))
+        .collect()
 }
 
 pub fn main(args: Args) -> Result<u8> {

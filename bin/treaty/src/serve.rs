@@ -1,0 +1,225 @@
+//! `treaty serve`
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, bail};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use treaty_catalog::{CharContext, Opened, WorkerPool};
+use treaty_listen::Listener;
+use treaty_plan::{ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan};
+use treaty_vhost_backend::{Endpoint, Stop, serve};
+use treaty_worker::ReactorKind;
+
+use crate::config;
+
+/// Run devices as vhost-user back-ends for QEMU, Cloud Hypervisor, DPDK and other front-ends.
+///
+/// The guest's memory must be shared. With QEMU:
+/// -object memory-backend-memfd,id=m,size=1G,share=on -machine memory-backend=m
+/// -chardev socket,id=c0,path=SOCKET,reconnect=1 and the device that the subcommand's help names.
+///
+/// One front-end is served after the other until SIGTERM or SIGINT; then every queue is drained. Exit code 0.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    device: Option<Device>,
+    /// Serve the devices of a TOML file instead: [[device]] socket = "...", and one of disk = {...}, net = {...},
+    /// rng = true, console = {...}.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(clap::Subcommand)]
+enum Device {
+    /// A disk. QEMU: -device vhost-user-blk-pci,chardev=c0,num-queues=N
+    Blk {
+        #[command(flatten)]
+        socket: Socket,
+        /// path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,queues=N]
+        #[arg(long, value_name = "KEY=VALUE,...")]
+        disk: String,
+    },
+    /// A network card. QEMU: -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
+    Net {
+        #[command(flatten)]
+        socket: Socket,
+        /// tap=NAME, user, or socket=PATH; then [,queues=N]
+        #[arg(long, value_name = "BACKEND,...")]
+        net: String,
+    },
+    /// An entropy source. QEMU: -device vhost-user-rng-pci,chardev=c0
+    Rng {
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// A console.
+    Console {
+        #[command(flatten)]
+        socket: Socket,
+        /// stdio, file=PATH, pty, socket=PATH or none; then [,name=TEXT]
+        #[arg(long, value_name = "TARGET,...")]
+        console: String,
+    },
+}
+
+#[derive(clap::Args)]
+struct Socket {
+    /// Listen on this Unix socket. Without it and --fd: the socket that systemd passes.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Connect to the socket instead of listening: the front-end listens.
+    #[arg(long, requires = "socket")]
+    client: bool,
+    /// Use a descriptor that the parent has opened: a listening socket.
+    #[arg(long, value_name = "N", conflicts_with = "socket")]
+    fd: Option<RawFd>,
+}
+
+/// The first descriptor that systemd passes.
+const SYSTEMD_FD: RawFd = 3;
+
+impl Socket {
+    fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        match (&self.socket, self.fd) {
+            (Some(path), _) => endpoint(path.clone(), self.client),
+            (None, Some(fd)) => inherited(fd),
+            (None, None) if passed_by_systemd() => inherited(SYSTEMD_FD),
+            (None, None) => bail!("give --socket PATH or --fd N, or start it by systemd socket activation"),
+        }
+    }
+}
+
+/// systemd addresses the descriptors to one process. `sd_listen_fds(3)`
+fn passed_by_systemd() -> bool {
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|value| value.parse::<u32>().ok())
+    };
+    number("LISTEN_PID") == Some(std::process::id()) && number("LISTEN_FDS").is_some_and(|count| count >= 1)
+}
+
+fn endpoint(path: PathBuf, client: bool) -> anyhow::Result<Endpoint> {
+    Ok(if client {
+        Endpoint::Connect(path)
+    } else {
+        Endpoint::Listen(Listener::bind(&path)?)
+    })
+}
+
+#[allow(unsafe_code)]
+fn inherited(fd: RawFd) -> anyhow::Result<Endpoint> {
+    // SAFETY: only asks the kernel about a number.
+    let open = unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+    if fd < SYSTEMD_FD || !open {
+        bail!("descriptor {fd} is not an open socket of the parent");
+    }
+    // SAFETY: it is open, above the standard streams, and inherited: nothing in this process has opened or owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(Endpoint::Listen(Listener::from_fd(fd)))
+}
+
+/// A device that waits for its front-ends.
+struct Ready {
+    opened: Opened,
+    endpoint: Endpoint,
+}
+
+pub fn main(args: Args) -> anyhow::Result<u8> {
+    let stop = Stop::new().context("cannot make an eventfd")?;
+    let chars = CharContext {
+        on_quit: Arc::new({
+            let stop = stop.clone();
+            move || stop.stop()
+        }),
+    };
+    let ready = match (args.config, args.device) {
+        (Some(path), None) => from_file(config::read(&path)?, &chars)?,
+        (None, Some(device)) => vec![from_flags(device, &chars)?],
+        _ => bail!("give either a device (blk, net, rng, console) or --config FILE; see treaty serve --help"),
+    };
+    stop_on_signals(stop.clone())?;
+    serve_all(ready, &stop)
+}
+
+fn from_flags(device: Device, chars: &CharContext) -> anyhow::Result<Ready> {
+    let (socket, opened) = match device {
+        Device::Blk { socket, disk } => {
+            let plan: DiskPlan = config::device("--disk", &disk, None)?;
+            (socket, open(Served::Disk(&plan), "", chars)?)
+        }
+        Device::Net { socket, net } => {
+            let plan: NetPlan = config::device("--net", &net, None)?;
+            (socket, open(Served::Net(&plan), "", chars)?)
+        }
+        Device::Rng { socket } => (socket, open(Served::Rng, "", chars)?),
+        Device::Console { socket, console } => {
+            let plan: ConsolePlan = config::device("--console", &console, Some("to"))?;
+            (socket, open(Served::Console(&plan), "", chars)?)
+        }
+    };
+    Ok(Ready {
+        opened,
+        endpoint: socket.endpoint()?,
+    })
+}
+
+fn from_file(plan: DaemonPlan, chars: &CharContext) -> anyhow::Result<Vec<Ready>> {
+    plan.check()?;
+    let ready = |(index, device): (usize, &ServedPlan)| {
+        let opened = open(device.served()?, &index.to_string(), chars)?;
+        Ok(Ready {
+            opened,
+            endpoint: endpoint(device.socket.clone(), device.client)?,
+        })
+    };
+    plan.devices.iter().enumerate().map(ready).collect()
+}
+
+/// Checks the plan and opens what it names; the device's name is its kind and `suffix`.
+fn open(served: Served<'_>, suffix: &str, chars: &CharContext) -> anyhow::Result<Opened> {
+    served.check()?;
+    let name = |kind| format!("{kind}{suffix}");
+    Ok(match served {
+        Served::Disk(plan) => treaty_catalog::disk(&name("blk"), plan)?,
+        Served::Net(plan) => treaty_catalog::net(&name("net"), plan)?,
+        Served::Rng => treaty_catalog::rng(&name("rng")),
+        Served::Console(plan) => treaty_catalog::console(&name("console"), &[plan], chars)?,
+    })
+}
+
+fn stop_on_signals(stop: Stop) -> anyhow::Result<()> {
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if signals.forever().next().is_some() {
+            stop.stop();
+        }
+    })?;
+    Ok(())
+}
+
+/// One thread for each device. All stop together.
+fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<u8> {
+    thread::scope(|scope| {
+        let serve_one = |Ready { opened, endpoint }| {
+            let mut pool = WorkerPool::new(ReactorKind::Auto);
+            let mut built = opened.build(&mut pool)?;
+            let name = opened.name();
+            serve(endpoint, &mut *built.device, stop).with_context(|| name.to_owned())
+        };
+        let threads: Vec<_> = ready
+            .into_iter()
+            .map(|ready| scope.spawn(move || serve_one(ready)))
+            .collect();
+        for thread in threads {
+            thread
+                .join()
+                .map_err(|_| anyhow::anyhow!("a device's thread failed"))??;
+        }
+        Ok(0)
+    })
+}
