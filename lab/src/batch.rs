@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::exec;
 use crate::guest::{GuestTest, Kernel};
-use crate::l1::{L1Script, Lab};
+use crate::l1::{L1Script, Lab, Place};
 
 const LIBRARY: &str = include_str!("data/l1-lib.sh");
 
@@ -40,6 +40,7 @@ impl Batch {
     pub fn run(
         &self,
         lab: &Lab,
+        place: Place,
         treaty: &Path,
         mut on_verdict: impl FnMut(&Verdict),
     ) -> Result<Vec<Verdict>> {
@@ -47,7 +48,7 @@ impl Batch {
         let mut begun = HashMap::new();
         let mut verdicts: Vec<Verdict> = Vec::new();
         let dir = lab.cache().dir().join("runs").join(&self.name);
-        let outcome = lab.run(&script, |line| {
+        let outcome = lab.run(place, &script, |line| {
             if let Some(name) = line.strip_prefix("LAB: start ") {
                 begun.insert(name.to_owned(), Instant::now());
             }
@@ -95,7 +96,7 @@ impl Batch {
 
     fn script(&self, lab: &Lab, treaty: &Path) -> Result<L1Script> {
         let mut script = format!(
-            "LAB_TESTS=/run/lab LAB_TREATY={treaty} LAB_BUSYBOX={busybox} LAB_CONNECT={connect} LINUX={linux}\n{LIBRARY}\n",
+            "LAB_TESTS=$LAB_DIR LAB_TREATY={treaty} LAB_BUSYBOX={busybox} LAB_CONNECT={connect} LINUX={linux}\n{LIBRARY}\n",
             treaty = treaty.display(),
             connect = treaty.with_file_name("lab-connect").display(),
             linux = lab.cache().kernel(Kernel::L1)?.vmlinux.display(),

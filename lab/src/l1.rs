@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,15 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Lab {
     cache: Cache,
+}
+
+/// Where a script runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In L1.
+    L1,
+    /// On this host, as root of a user and network namespace of its own. For hosts whose KVM runs stock kernels.
+    Host,
 }
 
 /// What to run in L1.
@@ -70,18 +79,25 @@ impl Lab {
         &self.cache
     }
 
-    /// Boots L1, runs `script`, switches L1 off. `on_line` sees each line of the console at once.
-    ///
-    /// If L1 itself does not come up it is tried once more, and says so: an overloaded host can do that.
-    pub fn run(&self, script: &L1Script, mut on_line: impl FnMut(&str)) -> Result<Outcome> {
+    /// Runs `script` in L1, or on this host. `on_line` sees each line that it prints at once.
+    pub fn run(&self, place: Place, script: &L1Script, mut on_line: impl FnMut(&str)) -> Result<Outcome> {
         let dir = self.prepare(script)?;
+        match place {
+            Place::L1 => self.run_in_l1(&dir, script, &mut on_line),
+            Place::Host => run_on_host(&dir, script, &mut on_line),
+        }
+    }
+
+    /// Boots L1, runs `script`, switches L1 off. If L1 itself does not come up it is tried once more, and that is
+    /// said: an overloaded host can do that.
+    fn run_in_l1(&self, dir: &Path, script: &L1Script, on_line: &mut impl FnMut(&str)) -> Result<Outcome> {
         let turn = fs::File::create(self.cache.dir().join("turn"))?;
         if turn.try_lock().is_err() {
             eprintln!("lab: another run has the lab; waiting for it to end");
             turn.lock()?;
         }
         for attempt in 1..=2 {
-            let outcome = self.boot(&dir, script.timeout, &mut on_line)?;
+            let outcome = self.boot(dir, script.timeout, on_line)?;
             if outcome.console.contains(UP) {
                 return Ok(outcome);
             }
@@ -118,7 +134,7 @@ impl Lab {
         let mut child = qemu::command(&self.cache, dir)?
             .spawn()
             .context("cannot start QEMU")?;
-        let console = watch(&mut child, dir, begin, timeout, on_line)?;
+        let console = watch(&mut child, dir, BOOT_TIMEOUT, timeout, on_line)?;
         // Ended already, or out of time: either way it must not outlive this call.
         let _ = child.kill();
         child.wait()?;
@@ -134,11 +150,36 @@ impl Lab {
     }
 }
 
-/// Collects the console until it closes or the time is up.
+/// Runs `script` as root of new user and network namespaces: nothing that it does to interfaces is seen outside.
+fn run_on_host(dir: &Path, script: &L1Script, on_line: &mut impl FnMut(&str)) -> Result<Outcome> {
+    let begin = Instant::now();
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--net", "--kill-child", "/bin/sh", "-c"]);
+    command.arg("echo 'LAB: up'\n. \"$LAB_DIR/main.sh\"");
+    command
+        .env("LAB_DIR", dir)
+        .env("LAB_SCRATCH", dir.join("scratch"));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().context("cannot start unshare")?;
+    let console = watch(&mut child, dir, BOOT_TIMEOUT, script.timeout, on_line)?;
+    let _ = child.kill();
+    let exit_code = child.wait()?.code();
+    Ok(Outcome {
+        console,
+        exit_code,
+        dir: dir.to_path_buf(),
+        wall: begin.elapsed(),
+    })
+}
+
+/// Collects what `child` prints until it ends or the time is up: `boot` until it says that it is up, then `timeout`.
 fn watch(
     child: &mut Child,
     dir: &Path,
-    begin: Instant,
+    boot: Duration,
     timeout: Duration,
     on_line: &mut impl FnMut(&str),
 ) -> Result<String> {
@@ -159,7 +200,7 @@ fn watch(
         }
     });
     let mut console = String::new();
-    let mut deadline = begin + BOOT_TIMEOUT;
+    let mut deadline = Instant::now() + boot;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match lines.recv_timeout(left) {

@@ -32,6 +32,6 @@ pub use batch::{Batch, Verdict};
 pub use cache::{Cache, KernelFiles};
 pub use cache::{target_dir, workspace_root};
 pub use guest::{Expect, Guest, GuestTest, Image, Kernel};
-pub use l1::{L1Script, Lab, Outcome};
+pub use l1::{L1Script, Lab, Outcome, Place};
 pub use probe::{PROBE_PASSED, ProbeFigures, ProbeMachine, ProbeReport, build_probe};
 pub use tools::ensure_host_tools;

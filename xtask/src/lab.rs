@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use treaty_lab::{L1Script, Lab, Verdict, suite};
+use treaty_lab::{L1Script, Lab, Place, Verdict, suite};
 
 use crate::cargo;
 
@@ -91,7 +91,7 @@ fn run_script(name: &str, script: String, timeout: u64) -> Result<i32> {
         files: Vec::new(),
         timeout: Duration::from_secs(timeout),
     };
-    let outcome = Lab::new()?.run(&script, |line| println!("{line}"))?;
+    let outcome = Lab::new()?.run(Place::L1, &script, |line| println!("{line}"))?;
     eprintln!(
         "lab: {:.1} s; results are in {}",
         outcome.wall.as_secs_f32(),
@@ -120,7 +120,7 @@ pub fn test(names: &[String], treaty: Option<PathBuf>) -> Result<Tally> {
     let begin = Instant::now();
     let mut tally = Tally::default();
     for batch in &batches {
-        batch.run(&lab, &treaty, |verdict| {
+        batch.run(&lab, Place::L1, &treaty, |verdict| {
             let done = tally.passed + tally.failed + 1;
             report(verdict, &format!("{done}/{total}"));
             match verdict.problem {

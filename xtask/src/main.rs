@@ -3,6 +3,7 @@
 //! Owns: how the project is checked, tested and shown. Must not know: how any of it works inside.
 
 mod cargo;
+mod demo;
 mod lab;
 mod layers;
 mod probe;
@@ -24,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Set up what is needed and show what Treaty does: the probe on this host's KVM, then a real Linux guest.
+    Demo,
     Test(test::Args),
     /// Check the rules that rustfmt and clippy do not know: sizes, markers, references, layers.
     Tidy,
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
+        Task::Demo => demo::main(),
         Task::Test(args) => test::main(&args),
         Task::Tidy => tidy(),
         Task::Lab(args) => lab::main(&args),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -74,12 +74,7 @@ impl Runner {
     pub fn step(&mut self, name: &str, work: impl FnOnce(&Logged) -> Result<End>) {
         println!("==> {name}");
         let begin = Instant::now();
-        let logged = Logged {
-            name: name.to_owned(),
-            log: self.logs.join(format!("{}.log", name.replace(' ', "-"))),
-        };
-        // A step may run several programs: each adds to the log, which is of this run only.
-        let _ = fs::remove_file(&logged.log);
+        let logged = Logged::new(name, &self.logs);
         let end = work(&logged).map_err(|error| format!("{error:#}"));
         println!("    {} in {}", describe(&end), seconds(begin.elapsed()));
         self.done.push((name.to_owned(), begin.elapsed(), end));
@@ -135,6 +130,17 @@ pub struct Logged {
 }
 
 impl Logged {
+    /// A step called `name` whose log is in `dir`. It may run several programs: each adds to the log.
+    pub fn new(name: &str, dir: &Path) -> Self {
+        let log = dir.join(format!("{name}.log"));
+        // The log is of this run only.
+        let _ = fs::remove_file(&log);
+        Self {
+            name: name.to_owned(),
+            log,
+        }
+    }
+
     /// Runs `command` for at most `limit`, and gives `on_line` each line of its output. True if it succeeded; if not,
     /// the end of its output is printed. Nothing that the command started outlives this process.
     pub fn run(&self, command: &Command, limit: Duration, on_line: impl FnMut(&str)) -> Result<bool> {

@@ -31,7 +31,7 @@ ip link set lo up
 
 read -r up _ </root/proc/uptime
 echo "LAB: up after $up s"
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LAB_DIR=/run/lab
 chroot /root /bin/sh /run/lab/main.sh </root/dev/null
 echo $? >/root/run/lab/exit
 sync

@@ -1,4 +1,5 @@
 # Functions for the tests, run by /bin/sh in L1. LAB_TESTS, LAB_TREATY, LAB_BUSYBOX are set before.
+# The same functions serve on a host with KVM of its own, in a network namespace.
 #
 # For a test's scripts: $T is its directory of results, $W its scratch directory (in memory, and the current one),
 # $API the machine's socket, $CONSOLE the guest's console so far, $ERRORS what treaty wrote to standard error.
@@ -77,7 +78,7 @@ lab_guest() {
 
 # lab_test NAME SECONDS: runs one test and leaves its results in its directory.
 lab_test() {
-    T=$LAB_TESTS/$1 W=/tmp/lab/$1 LAB_SECONDS=$2
+    T=$LAB_TESTS/$1 W=${LAB_SCRATCH:-/tmp/lab}/$1 LAB_SECONDS=$2
     API=$W/api CONSOLE=$T/console.log ERRORS=$T/treaty.log
     echo "LAB: start $1"
     mkdir -p "$W"

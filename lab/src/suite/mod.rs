@@ -2,6 +2,7 @@
 
 mod boot;
 mod console;
+mod demo;
 mod disk;
 mod lifecycle;
 mod net;
@@ -24,6 +25,11 @@ pub fn all() -> Vec<Batch> {
         lifecycle::batch(),
         refuse::batch(),
     ]
+}
+
+/// What `cargo xtask demo` shows.
+pub fn demo() -> Batch {
+    demo::batch()
 }
 
 /// The batches with only those tests that one of `words` picks: by its whole name, or a part of it if no test has
