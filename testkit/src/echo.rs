@@ -15,7 +15,7 @@ use crate::{Driver, Subject, Token};
 /// A device for testing transports and rigs: it copies a chain's readable bytes to its writable ones.
 ///
 /// Queue 0 answers at once, queue 1 after a millisecond, queue 2 not while its [gate](Echo::gate) is shut, not even to stop.
-/// Its configuration is eight bytes that the driver may write.
+/// Asked [`PANIC`], the queue's task panics. The configuration is eight bytes that the driver may write.
 pub struct Echo {
     description: Description,
     config: [u8; 8],
@@ -30,6 +30,9 @@ pub struct Echo {
 pub const INVERT: Features = Features::bit(3);
 /// Without [`INVERT`] this one is refused.
 pub const NEEDS_INVERT: Features = Features::bit(4);
+
+/// What the device has no answer to.
+pub const PANIC: &[u8] = b"panic!";
 
 /// How long queue 1 takes.
 const DELAY_NS: u64 = 1_000_000;
@@ -160,6 +163,7 @@ impl EchoQueue {
         let len = ChainReader::new(&memory, chain.readable)
             .read(&mut bytes)
             .unwrap_or(0);
+        assert!(&bytes[..len] != PANIC, "asked to panic");
         if self.invert {
             bytes.iter_mut().for_each(|byte| *byte = !*byte);
         }

@@ -48,6 +48,6 @@ mod subject;
 
 pub use conformance::{conform, conform_on};
 pub use driver::{Done, Driver, Token, WAIT_LIMIT};
-pub use echo::{Echo, EchoSubject, INVERT, NEEDS_INVERT};
+pub use echo::{Echo, EchoSubject, INVERT, NEEDS_INVERT, PANIC};
 pub use memory::{Allocator, MEMORY_LEN, guest_memory};
 pub use subject::Subject;

@@ -351,7 +351,8 @@ fn hardening_18_restored_state_is_checked() {
     driver.rig().pause();
     let state = driver.rig().save().unwrap().unwrap();
     let good: serde_json::Value = serde_json::from_str(&state).unwrap();
-    let cases: [(&str, serde_json::Value); 9] = [
+    let cases: [(&str, serde_json::Value); 10] = [
+        ("/Pci/core/version", 2.into()),
         ("/Pci/core/status", 4.into()),
         ("/Pci/core/status", 31.into()),
         ("/Pci/core/driver_features", u64::MAX.into()),

@@ -123,8 +123,11 @@ impl DirectRig {
         self.device.stop_queue(index, reply);
         let state = receiver.recv_timeout(DRAIN_LIMIT).expect("the queue drains");
         if let Some(queue) = self.queues.get_mut(&index) {
-            queue.running = false;
+            let failed = std::mem::take(&mut queue.running) && state.is_none();
             queue.from = state;
+            if failed {
+                self.queues.remove(&index);
+            }
         }
         state
     }

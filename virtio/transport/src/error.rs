@@ -70,6 +70,9 @@ pub enum TransportRestoreError {
     /// The state is of the other kind of transport.
     #[error("the state is of another kind of transport")]
     WrongTransport,
+    /// A version this build does not read.
+    #[error("state version {0} is not known to this build")]
+    Version(u32),
     /// No legal steps lead to this status.
     #[error("status {0:#x} cannot be reached")]
     Status(u8),

@@ -49,6 +49,7 @@ impl Core {
             .map(save)
             .collect::<Result<_, _>>()?;
         Ok(CoreState {
+            version: CoreState::VERSION,
             status: self.status(),
             driver_features: self.driver_features.0,
             device_feature_select: self.device_feature_select,
@@ -105,6 +106,9 @@ impl Core {
     }
 
     fn check(&self, state: &CoreState) -> Result<(), TransportRestoreError> {
+        if state.version != CoreState::VERSION {
+            return Err(TransportRestoreError::Version(state.version));
+        }
         if !status::is_reachable(state.status) {
             return Err(TransportRestoreError::Status(state.status));
         }

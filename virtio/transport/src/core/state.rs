@@ -4,7 +4,10 @@ use super::queue::QueueConfig;
 
 /// What every transport saves of a virtio device.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CoreState {
+    /// Version of this layout: [`VERSION`](Self::VERSION).
+    pub version: u32,
     /// Device status.
     pub status: u8,
     /// Features that the driver has written.
@@ -21,6 +24,11 @@ pub struct CoreState {
     pub queues: Vec<SavedQueue>,
     /// The device's own state.
     pub device: SavedState,
+}
+
+impl CoreState {
+    /// The version that this build writes, and the only one that it reads.
+    pub const VERSION: u32 = 1;
 }
 
 /// One queue in a snapshot.
