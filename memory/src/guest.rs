@@ -84,17 +84,26 @@ impl GuestMemory {
     }
 
     /// Translates a range that lies in one region. `None` if any byte is outside, or if it crosses a boundary.
-    #[inline]
+    #[inline(always)]
     pub fn range(&self, addr: u64, len: usize) -> Option<HostRange> {
+        match self.in_largest(addr, len) {
+            Some(ptr) => Some(HostRange { ptr, len }),
+            None => self.range_in_any(addr, len),
+        }
+    }
+
+    #[inline(always)]
+    fn in_largest(&self, addr: u64, len: usize) -> Option<NonNull<u8>> {
         let offset = addr.wrapping_sub(self.largest.start);
         if offset < self.largest.len && len as u64 <= self.largest.len - offset {
             // SAFETY: `offset` is below the length of the largest region, which `self.regions` keeps mapped.
-            let ptr = unsafe { self.largest.host.add(offset as usize) };
-            return Some(HostRange { ptr, len });
+            Some(unsafe { self.largest.host.add(offset as usize) })
+        } else {
+            None
         }
-        self.range_in_any(addr, len)
     }
 
+    #[inline(never)]
     fn range_in_any(&self, addr: u64, len: usize) -> Option<HostRange> {
         let (region, offset) = self.find(addr)?;
         region.range(offset, len)
@@ -115,48 +124,77 @@ impl GuestMemory {
         self.pieces(addr, len, &mut visit)
     }
 
+    #[inline(never)]
     fn pieces(&self, addr: u64, len: usize, visit: &mut dyn FnMut(HostRange)) -> Result<(), MemoryError> {
         self.walk(addr, len, &mut |_| ())?;
         self.walk(addr, len, visit)
     }
 
     /// True if every byte of the range is in guest memory.
-    #[inline]
+    #[inline(always)]
     pub fn contains(&self, addr: u64, len: usize) -> bool {
         self.range(addr, len).is_some() || self.walk(addr, len, &mut |_| ()).is_ok()
     }
 
     /// Appends the range to `list` and makes this memory its owner. Nothing is appended on error.
-    #[inline]
+    #[inline(always)]
     pub fn push_buffers(&self, addr: u64, len: usize, list: &mut IoBuffers) -> Result<(), MemoryError> {
-        self.for_each_piece(addr, len, |piece| {
-            // SAFETY: the piece is mapped while `self.regions` lives, which becomes the owner before we return.
-            unsafe { list.push_raw(piece.ptr.as_ptr(), piece.len) }
-        })?;
+        match self.range(addr, len) {
+            // SAFETY: the range is mapped while `self.regions` lives, which is the owner when this returns.
+            Some(range) => unsafe { list.push_raw(range.ptr.as_ptr(), range.len) },
+            None => self.push_pieces(addr, len, list)?,
+        }
         list.share_owner(&self.regions);
         Ok(())
     }
 
+    fn push_pieces(&self, addr: u64, len: usize, list: &mut IoBuffers) -> Result<(), MemoryError> {
+        self.pieces(addr, len, &mut |piece| {
+            // SAFETY: the piece is mapped while `self.regions` lives, which becomes the owner before `push_buffers` returns.
+            unsafe { list.push_raw(piece.ptr.as_ptr(), piece.len) }
+        })
+    }
+
     /// Copies from guest memory.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, addr: u64, dst: &mut [u8]) -> Result<(), MemoryError> {
+        let Some(from) = self.in_largest(addr, dst.len()) else {
+            return self.read_pieces(addr, dst);
+        };
+        // SAFETY: `dst.len()` bytes from there on are mapped and no Rust reference to guest memory exists. A racing guest
+        // changes values only.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn read_pieces(&self, addr: u64, dst: &mut [u8]) -> Result<(), MemoryError> {
         let mut done = 0;
         let base = dst.as_mut_ptr();
         self.for_each_piece(addr, dst.len(), |piece| {
-            // SAFETY: the pieces add up to `dst.len()`, so `done + piece.len` stays inside `dst`; the piece is
-            // mapped and no Rust reference to guest memory exists. A racing guest changes values only.
+            // SAFETY: the pieces add up to `dst.len()`, so `done + piece.len` stays inside `dst`; else as in `read`.
             unsafe { std::ptr::copy_nonoverlapping(piece.ptr.as_ptr(), base.add(done), piece.len) };
             done += piece.len;
         })
     }
 
     /// Copies into guest memory.
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, addr: u64, src: &[u8]) -> Result<(), MemoryError> {
+        let Some(to) = self.in_largest(addr, src.len()) else {
+            return self.write_pieces(addr, src);
+        };
+        // SAFETY: as in `read`, with the roles changed.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), to.as_ptr(), src.len()) };
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn write_pieces(&self, addr: u64, src: &[u8]) -> Result<(), MemoryError> {
         let mut done = 0;
         let base = src.as_ptr();
         self.for_each_piece(addr, src.len(), |piece| {
-            // SAFETY: as in `read`, with the roles changed.
+            // SAFETY: as in `read_pieces`, with the roles changed.
             unsafe { std::ptr::copy_nonoverlapping(base.add(done), piece.ptr.as_ptr(), piece.len) };
             done += piece.len;
         })

@@ -75,7 +75,7 @@ pub struct Finished {
     /// The submitter's name for it.
     pub tag: u32,
     /// Done, or why not. Partial transfers do not exist: they are continued inside.
-    pub result: Result<(), StorageError>,
+    pub result: Result<(), Box<StorageError>>,
     /// The request's buffers, for reuse. Their start may have been [advanced](IoBuffers::advance) past.
     pub buffers: IoBuffers,
 }

@@ -122,7 +122,7 @@ impl Immediate {
 
 impl BlockQueue for Immediate {
     fn submit(&mut self, _: &mut Turn<'_>, mut request: Request) {
-        let result = check(&request, &self.capabilities);
+        let result = check(&request, &self.capabilities).map_err(Box::new);
         if let (Ok(()), Some(contents)) = (&result, &self.contents) {
             contents.carry_out(&mut request);
         }

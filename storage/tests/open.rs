@@ -59,7 +59,7 @@ fn what_is_no_disk_image_is_refused_with_a_reason() {
         println!("SKIPPED: no mkfifo");
     }
     let locked = folder.file("unreadable", MIB);
-    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o0)).unwrap();
     if std::fs::File::open(&locked).is_ok() {
         println!("SKIPPED: this user may open any file");
     } else {

@@ -137,7 +137,7 @@ impl Model {
         let range = flying.first as usize..(flying.first + flying.count) as usize;
         let failed = end.result.is_err();
         if let Err(error) = &end.result {
-            assert!(matches!(error, StorageError::Host { .. }), "{error}");
+            assert!(matches!(**error, StorageError::Host { .. }), "{error}");
         }
         let content = match flying.action {
             Action::Read(block) => {

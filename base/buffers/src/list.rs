@@ -6,14 +6,18 @@ pub type Owner = Arc<dyn Any + Send + Sync>;
 
 /// Host memory ranges of one I/O operation, in order, with their owner.
 ///
-/// The `iovec` list keeps its capacity when the value is [cleared](IoBuffers::clear) and used again, so that a
+/// The value is one pointer (none while it has never held anything), so it moves through request and completion
+/// queues at no cost. The `iovec` list keeps its capacity when the value is [cleared](IoBuffers::clear) and used again, so that a
 /// request slot allocates only until it has seen its longest request.
 ///
 /// The bytes may change at any time: a guest can write to its own buffers while the host reads them.
 /// They are therefore reached only by the kernel or by volatile-like copies ([`copy_to`](Self::copy_to),
 /// [`copy_from`](Self::copy_from)), never as `&[u8]`.
 #[derive(Default)]
-pub struct IoBuffers {
+pub struct IoBuffers(Option<Box<List>>);
+
+#[derive(Default)]
+struct List {
     ranges: Vec<libc::iovec>,
     owner: Option<Owner>,
     bytes: usize,
@@ -26,48 +30,53 @@ unsafe impl Send for IoBuffers {}
 impl IoBuffers {
     /// An empty list.
     pub const fn new() -> Self {
-        Self {
-            ranges: Vec::new(),
-            owner: None,
-            bytes: 0,
-        }
+        Self(None)
     }
 
     /// An empty list with room for `ranges` ranges.
     pub fn with_capacity(ranges: usize) -> Self {
-        Self {
+        Self(Some(Box::new(List {
             ranges: Vec::with_capacity(ranges),
             owner: None,
             bytes: 0,
-        }
+        })))
+    }
+
+    #[inline]
+    fn list(&mut self) -> &mut List {
+        self.0.get_or_insert_default()
     }
 
     /// Empties the list and lets go of the owner; keeps the capacity.
     pub fn clear(&mut self) {
-        self.ranges.clear();
-        self.owner = None;
-        self.bytes = 0;
+        self.clear_ranges();
+        if let Some(list) = &mut self.0 {
+            list.owner = None;
+        }
     }
 
     /// Empties the list; keeps the capacity and the owner. For a list that serves the same memory again.
     #[inline]
     pub fn clear_ranges(&mut self) {
-        self.ranges.clear();
-        self.bytes = 0;
+        if let Some(list) = &mut self.0 {
+            list.ranges.clear();
+            list.bytes = 0;
+        }
     }
 
     /// As [`set_owner`](Self::set_owner), but costs nothing if `owner` is the owner already.
     #[inline]
     pub fn share_owner<T: Any + Send + Sync>(&mut self, owner: &Arc<T>) {
         let same = |now: &Owner| std::ptr::addr_eq(Arc::as_ptr(now), Arc::as_ptr(owner));
-        if !self.owner.as_ref().is_some_and(same) {
-            self.owner = Some(owner.clone());
+        let list = self.list();
+        if !list.owner.as_ref().is_some_and(same) {
+            list.owner = Some(owner.clone());
         }
     }
 
     /// Sets who keeps the ranges mapped. Ranges pushed before or after are covered.
     pub fn set_owner(&mut self, owner: Owner) {
-        self.owner = Some(owner);
+        self.list().owner = Some(owner);
     }
 
     /// Appends the range `[ptr, ptr + len)`. Empty ranges are not stored.
@@ -81,37 +90,41 @@ impl IoBuffers {
         if len == 0 {
             return;
         }
-        self.ranges.push(libc::iovec {
+        let list = self.list();
+        list.ranges.push(libc::iovec {
             iov_base: ptr.cast(),
             iov_len: len,
         });
-        self.bytes += len;
+        list.bytes += len;
     }
 
     /// Total length in bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        self.bytes
+        self.0.as_ref().map_or(0, |list| list.bytes)
     }
 
     /// True if there is no byte in it.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.len() == 0
     }
 
     /// The ranges, for a system call. Reading the pointers is safe; using them is up to the caller.
     #[inline]
     pub fn iovecs(&self) -> &[libc::iovec] {
-        &self.ranges
+        self.0.as_ref().map_or(&[], |list| &list.ranges)
     }
 
     /// Drops the first `count` bytes (all of them if there are fewer): what is left after a short read or write.
     pub fn advance(&mut self, count: usize) {
-        let mut left = count.min(self.bytes);
-        self.bytes -= left;
+        let Some(list) = &mut self.0 else {
+            return;
+        };
+        let mut left = count.min(list.bytes);
+        list.bytes -= left;
         let mut gone = 0;
-        for range in &mut self.ranges {
+        for range in &mut list.ranges {
             if left < range.iov_len {
                 range.iov_base = range.iov_base.wrapping_byte_add(left);
                 range.iov_len -= left;
@@ -120,15 +133,18 @@ impl IoBuffers {
             left -= range.iov_len;
             gone += 1;
         }
-        self.ranges.drain(..gone);
+        list.ranges.drain(..gone);
     }
 
     /// Keeps only the first `count` bytes.
     pub fn truncate(&mut self, count: usize) {
-        let mut left = count.min(self.bytes);
-        self.bytes = left;
+        let Some(list) = &mut self.0 else {
+            return;
+        };
+        let mut left = count.min(list.bytes);
+        list.bytes = left;
         let mut kept = 0;
-        for range in &mut self.ranges {
+        for range in &mut list.ranges {
             if left == 0 {
                 break;
             }
@@ -136,20 +152,22 @@ impl IoBuffers {
             left -= range.iov_len;
             kept += 1;
         }
-        self.ranges.truncate(kept);
+        list.ranges.truncate(kept);
     }
 
     /// A second list over `[offset, offset + len)` of this one, sharing the owner. `None` if out of range.
     pub fn slice(&self, offset: usize, len: usize) -> Option<Self> {
         let end = offset.checked_add(len)?;
-        if end > self.bytes {
+        if end > self.len() {
             return None;
         }
-        let mut part = Self {
-            ranges: self.ranges.clone(),
-            owner: self.owner.clone(),
-            bytes: self.bytes,
-        };
+        let mut part = Self(self.0.as_ref().map(|list| {
+            Box::new(List {
+                ranges: list.ranges.clone(),
+                owner: list.owner.clone(),
+                bytes: list.bytes,
+            })
+        }));
         part.advance(offset);
         part.truncate(len);
         Some(part)
@@ -158,7 +176,7 @@ impl IoBuffers {
     /// Copies bytes from the start of the list into `dst`; returns how many (the shorter of both).
     pub fn copy_to(&self, dst: &mut [u8]) -> usize {
         let mut done = 0;
-        for range in &self.ranges {
+        for range in self.iovecs() {
             let Some(rest) = dst.get_mut(done..).filter(|rest| !rest.is_empty()) else {
                 break;
             };
@@ -175,7 +193,7 @@ impl IoBuffers {
     /// Copies `src` to the start of the list; returns how many bytes (the shorter of both).
     pub fn copy_from(&mut self, src: &[u8]) -> usize {
         let mut done = 0;
-        for range in &self.ranges {
+        for range in self.iovecs() {
             let Some(rest) = src.get(done..).filter(|rest| !rest.is_empty()) else {
                 break;
             };
@@ -190,9 +208,9 @@ impl IoBuffers {
     /// Copies bytes from the start of this list to the start of `dst`; returns how many (the shorter of both).
     pub fn copy_to_buffers(&self, dst: &mut Self) -> usize {
         let mut done = 0;
-        let mut targets = dst.ranges.iter();
+        let mut targets = dst.iovecs().iter();
         let (mut to, mut room) = (std::ptr::null_mut::<u8>(), 0);
-        for range in &self.ranges {
+        for range in self.iovecs() {
             let mut taken = 0;
             while taken < range.iov_len {
                 if room == 0 {
@@ -217,7 +235,7 @@ impl IoBuffers {
 
     /// Sets every byte to `value`.
     pub fn fill(&mut self, value: u8) {
-        for range in &self.ranges {
+        for range in self.iovecs() {
             // SAFETY: as in `copy_from`.
             unsafe { std::ptr::write_bytes(range.iov_base.cast::<u8>(), value, range.iov_len) };
         }
@@ -229,8 +247,8 @@ impl std::fmt::Debug for IoBuffers {
         write!(
             f,
             "IoBuffers({} bytes in {} ranges)",
-            self.bytes,
-            self.ranges.len()
+            self.len(),
+            self.iovecs().len()
         )
     }
 }
@@ -251,7 +269,7 @@ mod tests {
             whole.push_raw(half, 10);
             whole.push_raw(half.add(10), 6);
         }
-        whole.set_owner(list.owner.clone().unwrap());
+        whole.set_owner(list.list().owner.clone().unwrap());
         let part = whole.slice(8, 5).unwrap();
         let mut out = [0; 5];
         assert_eq!(part.copy_to(&mut out), 5);

@@ -8,18 +8,14 @@ use treaty_virtio_spec::blk::{
 
 use crate::limits::{Accepted, Limits};
 
-/// What one chain asks for: read once, checked, never read again.
+/// What a request asks for, other than moving data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Fill `len` bytes from `offset`.
-    Read { offset: u64, len: u32 },
-    /// Write the rest of the readable bytes at `offset`.
-    Write { offset: u64 },
     /// Make completed writes durable.
     Flush,
     /// Copy out the ID string.
     GetId,
-    /// So many ranges follow, each to be read by [`read_range`].
+    /// So many ranges follow, each to be read by [`Rules::read_range`].
     Ranges { action: RangeAction, count: u32 },
 }
 
@@ -41,31 +37,51 @@ pub(crate) struct Range {
 /// Why a request is answered with an error before it reaches the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// It breaks a limit or a rule: IOERR.
-    Invalid(&'static str),
-    /// The device does not do this: UNSUPP.
-    Unsupported(&'static str),
+    Header,
+    Buffer,
+    ReadOnly,
+    TooLong,
+    NotSectors,
+    NotBlocks,
+    BeyondEnd,
+    NotRanges,
+    TooManyRanges,
+    RangeTooLong,
+    RangeFlags,
+    Type,
 }
 
 impl Refusal {
     /// The status byte. virtio 1.3 §5.2.6
     pub(crate) fn status(self) -> u8 {
         match self {
-            Self::Invalid(_) => status::IOERR,
-            Self::Unsupported(_) => status::UNSUPP,
+            Self::RangeFlags | Self::Type => status::UNSUPP,
+            _ => status::IOERR,
         }
     }
 
+    /// For the log.
     pub(crate) fn reason(self) -> &'static str {
         match self {
-            Self::Invalid(reason) | Self::Unsupported(reason) => reason,
+            Self::Header => "the header is cut short or outside guest memory",
+            Self::Buffer => "a buffer is outside guest memory",
+            Self::ReadOnly => "the disk is read-only",
+            Self::TooLong => "more data than size_max and seg_max allow",
+            Self::NotSectors => "the data is not whole sectors",
+            Self::NotBlocks => "not whole blocks",
+            Self::BeyondEnd => "sectors beyond the end of the disk",
+            Self::NotRanges => "the data is not whole ranges",
+            Self::TooManyRanges => "more ranges than the limit",
+            Self::RangeTooLong => "a range is longer than the limit",
+            Self::RangeFlags => "a flag of a range is not known",
+            Self::Type => "unknown request type, or its feature was not negotiated",
         }
     }
 }
 
 impl From<MemoryError> for Refusal {
     fn from(_: MemoryError) -> Self {
-        Self::Invalid("a buffer is outside guest memory")
+        Self::Buffer
     }
 }
 
@@ -80,18 +96,21 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// `None` if there is no writable byte, or the last one is outside guest memory.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(memory: &GuestMemory, writable: &[Segment]) -> Option<Self> {
-        let last = writable.last()?;
-        let status_addr = last.addr.checked_add(u64::from(last.len).checked_sub(1)?)?;
+        let (last, before) = writable.split_last()?;
+        // Segments are not empty and do not wrap around; that the sum cannot either is checked by the lookup.
+        let behind = u64::from(last.len).checked_sub(STATUS_SIZE as u64)?;
+        let status_addr = last.addr.checked_add(behind)?;
         if !memory.contains(status_addr, STATUS_SIZE) {
             return None;
         }
-        let total: u64 = writable.iter().map(|segment| u64::from(segment.len)).sum();
-        Some(Self {
-            status_addr,
-            room: total - 1,
-        })
+        let room = match before {
+            [] => behind,
+            [one] => behind + u64::from(one.len),
+            many => behind + many.iter().map(|segment| u64::from(segment.len)).sum::<u64>(),
+        };
+        Some(Self { status_addr, room })
     }
 }
 
@@ -104,80 +123,72 @@ pub(crate) struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    /// Takes the header off `reader` and checks it. `room` is the data area's length. virtio 1.3 §5.2.6
-    #[inline]
-    pub(crate) fn parse(&self, reader: &mut ChainReader<'_>, room: u64) -> Result<Command, Refusal> {
-        let bytes: [u8; size_of::<RequestHeader>()] = reader.read_array().ok_or(Refusal::Invalid(
-            "the header is cut short or outside guest memory",
-        ))?;
+    /// Takes the header off `reader`: type and sector. virtio 1.3 §5.2.6
+    #[inline(always)]
+    pub(crate) fn header(reader: &mut ChainReader<'_>) -> Result<(u32, u64), Refusal> {
+        let bytes: [u8; size_of::<RequestHeader>()] = reader.read_array().ok_or(Refusal::Header)?;
         let header: RequestHeader = zerocopy::transmute!(bytes);
-        let sector = header.sector.get();
-        match header.kind.get() {
-            request_type::IN => {
-                let offset = self.transfer(sector, room)?;
-                // Not longer than the limit.
-                let len = room as u32;
-                Ok(Command::Read { offset, len })
-            }
-            request_type::OUT if !self.limits.read_only => {
-                let offset = self.transfer(sector, reader.remaining())?;
-                Ok(Command::Write { offset })
-            }
-            kind => self.parse_other(kind, reader),
-        }
+        Ok((header.kind.get(), header.sector.get()))
     }
 
-    fn parse_other(&self, kind: u32, reader: &ChainReader<'_>) -> Result<Command, Refusal> {
-        match kind {
-            request_type::OUT => Err(Refusal::Invalid("the disk is read-only")),
-            request_type::FLUSH if self.accepted.flush => Ok(Command::Flush),
-            request_type::GET_ID => Ok(Command::GetId),
-            request_type::DISCARD if self.accepted.discard => {
-                self.ranges(RangeAction::Discard, reader.remaining())
-            }
-            request_type::WRITE_ZEROES if self.accepted.write_zeroes => {
-                self.ranges(RangeAction::WriteZeroes, reader.remaining())
-            }
-            _ => Err(Refusal::Unsupported("unknown request type")),
-        }
-    }
-
-    /// The byte offset of a read or write of `len` bytes.
-    #[inline]
-    fn transfer(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
+    /// The byte offset of a read of `len` bytes.
+    #[inline(always)]
+    pub(crate) fn read(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
         if len > u64::from(self.limits.max_request) {
-            return Err(Refusal::Invalid("more data than size_max and seg_max allow"));
+            return Err(Refusal::TooLong);
         }
         if !len.is_multiple_of(SECTOR_SIZE) {
-            return Err(Refusal::Invalid("the data is not whole sectors"));
+            return Err(Refusal::NotSectors);
         }
         self.extent(sector, len >> SECTOR_SHIFT)
     }
 
+    /// The byte offset of a write of `len` bytes.
+    #[inline(always)]
+    pub(crate) fn write(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
+        if self.limits.read_only {
+            return Err(Refusal::ReadOnly);
+        }
+        self.read(sector, len)
+    }
+
     /// The byte offset of `[sector, sector + count)`, if it lies on the disk in whole blocks.
-    #[inline]
+    #[inline(always)]
     fn extent(&self, sector: u64, count: u64) -> Result<u64, Refusal> {
         let end = sector.checked_add(count);
         if end.is_none_or(|end| end > self.capacity_sectors) {
-            return Err(Refusal::Invalid("sectors beyond the end of the disk"));
+            return Err(Refusal::BeyondEnd);
         }
-        let block_sectors = u64::from(self.limits.block_size) >> SECTOR_SHIFT;
         // The block size is a power of two.
+        let block_sectors = u64::from(self.limits.block_size) >> SECTOR_SHIFT;
         if (sector | count) & block_sectors.wrapping_sub(1) != 0 {
-            return Err(Refusal::Invalid("not whole blocks"));
+            return Err(Refusal::NotBlocks);
         }
         // Below the capacity, which came from a length in bytes.
         Ok(sector << SECTOR_SHIFT)
     }
 
+    /// Requests that move no data. `len` is the readable bytes behind the header.
+    pub(crate) fn command(&self, kind: u32, len: u64) -> Result<Command, Refusal> {
+        match kind {
+            request_type::FLUSH if self.accepted.flush => Ok(Command::Flush),
+            request_type::GET_ID => Ok(Command::GetId),
+            request_type::DISCARD if self.accepted.discard => self.ranges(RangeAction::Discard, len),
+            request_type::WRITE_ZEROES if self.accepted.write_zeroes => {
+                self.ranges(RangeAction::WriteZeroes, len)
+            }
+            _ => Err(Refusal::Type),
+        }
+    }
+
     fn ranges(&self, action: RangeAction, len: u64) -> Result<Command, Refusal> {
         let size = size_of::<RangeSegment>() as u64;
         if len == 0 || !len.is_multiple_of(size) {
-            return Err(Refusal::Invalid("the data is not whole ranges"));
+            return Err(Refusal::NotRanges);
         }
         match u32::try_from(len / size) {
             Ok(count) if count <= self.limits.max_ranges => Ok(Command::Ranges { action, count }),
-            _ => Err(Refusal::Invalid("more ranges than the limit")),
+            _ => Err(Refusal::TooManyRanges),
         }
     }
 
@@ -187,9 +198,7 @@ impl Rules<'_> {
         action: RangeAction,
         reader: &mut ChainReader<'_>,
     ) -> Result<Range, Refusal> {
-        let bytes: [u8; size_of::<RangeSegment>()] = reader
-            .read_array()
-            .ok_or(Refusal::Invalid("a range is outside guest memory"))?;
+        let bytes: [u8; size_of::<RangeSegment>()] = reader.read_array().ok_or(Refusal::Buffer)?;
         let segment: RangeSegment = zerocopy::transmute!(bytes);
         let (known, most) = match action {
             RangeAction::Discard => (0, self.limits.max_discard_sectors),
@@ -197,10 +206,10 @@ impl Rules<'_> {
         };
         let flags = segment.flags.get();
         if flags & !known != 0 {
-            return Err(Refusal::Unsupported("a reserved flag of a range is set"));
+            return Err(Refusal::RangeFlags);
         }
         if segment.num_sectors.get() > most {
-            return Err(Refusal::Invalid("a range is longer than the limit"));
+            return Err(Refusal::RangeTooLong);
         }
         let count = u64::from(segment.num_sectors.get());
         Ok(Range {

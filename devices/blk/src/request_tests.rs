@@ -43,11 +43,20 @@ impl Fixture {
         }
     }
 
+    /// What the device does with a header, short of touching data.
+    fn judge(&self, reader: &mut ChainReader<'_>, room: u64) -> Result<Judged, Refusal> {
+        let rules = self.rules();
+        match Rules::header(reader)? {
+            (request_type::IN, sector) => rules.read(sector, room).map(Judged::Read),
+            (request_type::OUT, sector) => rules.write(sector, reader.remaining()).map(Judged::Write),
+            (kind, _) => rules.command(kind, reader.remaining()).map(Judged::Command),
+        }
+    }
+
     /// Puts `bytes` into memory cut into pieces of `cut` bytes, then parses.
-    fn parse(&self, bytes: &[u8], cut: usize, room: u64) -> Result<Command, Refusal> {
+    fn parse(&self, bytes: &[u8], cut: usize, room: u64) -> Result<Judged, Refusal> {
         let segments = self.place(bytes, cut);
-        self.rules()
-            .parse(&mut ChainReader::new(&self.memory, &segments), room)
+        self.judge(&mut ChainReader::new(&self.memory, &segments), room)
     }
 
     fn place(&self, bytes: &[u8], cut: usize) -> Vec<Segment> {
@@ -82,6 +91,13 @@ impl Fixture {
     }
 }
 
+#[derive(Debug, PartialEq)]
+enum Judged {
+    Read(u64),
+    Write(u64),
+    Command(Command),
+}
+
 fn header(kind: u32, sector: u64) -> Vec<u8> {
     let header = RequestHeader {
         kind: kind.into(),
@@ -91,7 +107,7 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
     header.as_bytes().to_vec()
 }
 
-fn status_of(result: Result<Command, Refusal>) -> u8 {
+fn status_of(result: Result<Judged, Refusal>) -> u8 {
     result.map_or_else(Refusal::status, |_| status::OK)
 }
 
@@ -101,13 +117,7 @@ fn header_may_lie_in_any_pieces() {
     let fixture = Fixture::new(512);
     for cut in 1..=16 {
         let command = fixture.parse(&header(request_type::IN, 7), cut, 1024);
-        assert_eq!(
-            command,
-            Ok(Command::Read {
-                offset: 7 * 512,
-                len: 1024
-            })
-        );
+        assert_eq!(command, Ok(Judged::Read(7 * 512)));
     }
 }
 
@@ -117,7 +127,7 @@ fn data_of_a_write_may_follow_the_header_in_its_descriptor() {
     let mut bytes = header(request_type::OUT, 1);
     bytes.extend_from_slice(&[7; 512]);
     let command = fixture.parse(&bytes, 528, 0);
-    assert_eq!(command, Ok(Command::Write { offset: 512 }));
+    assert_eq!(command, Ok(Judged::Write(512)));
 }
 
 /// Hardening row 19: ranges are checked without overflow.
@@ -261,7 +271,7 @@ fn short_headers_and_bad_addresses_are_ioerr() {
         len: 16,
     }];
     let mut reader = ChainReader::new(&fixture.memory, &outside);
-    assert_eq!(status_of(fixture.rules().parse(&mut reader, 512)), status::IOERR);
+    assert_eq!(status_of(fixture.judge(&mut reader, 512)), status::IOERR);
 }
 
 #[test]

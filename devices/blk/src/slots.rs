@@ -7,8 +7,8 @@ use crate::request::Answer;
 /// What a request turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Not known: the header was refused.
-    Refused,
+    /// Not known yet, or never: it was refused.
+    Command,
     Read,
     Write,
     Flush,
@@ -43,17 +43,18 @@ impl Slot {
         room: 0,
         len: 0,
         operations: 0,
-        kind: Kind::Refused,
+        kind: Kind::Command,
         status: status::OK,
         then_flush: false,
         head: None,
     };
 
-    #[inline]
-    pub(crate) fn new(head: Head, answer: Answer) -> Self {
+    #[inline(always)]
+    pub(crate) fn new(head: Head, answer: Answer, kind: Kind) -> Self {
         Self {
             status_addr: answer.status_addr,
             room: answer.room,
+            kind,
             head: Some(head),
             ..Self::EMPTY
         }
@@ -66,13 +67,19 @@ impl Slot {
         }
     }
 
+    /// The request's name at the storage.
+    #[inline]
+    pub(crate) fn tag(&self) -> u32 {
+        self.head.as_ref().map_or(u32::MAX, |head| head.index() as u32)
+    }
+
     pub(crate) fn room(&self) -> u64 {
         self.room
     }
 
     /// Writes the status byte; the chain to give back, with the bytes written from the first writable one on without a gap,
     /// counting the status. virtio 1.3 §2.7.8.2
-    #[inline]
+    #[inline(always)]
     pub(crate) fn answer(&mut self, memory: &GuestMemory) -> Option<Completed> {
         // The address was checked when the chain was fetched, and the memory that a queue was started with does not change.
         let _ = memory.write(self.status_addr, &[self.status]);
@@ -98,7 +105,7 @@ impl Slots {
     }
 
     /// Keeps a request. The ring gives out no head twice and none that is not below its size.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn insert(&mut self, tag: u32, slot: Slot) {
         if let Some(place) = self.0.get_mut(tag as usize) {
             debug_assert!(place.head.is_none(), "the ring gave out a head that is in flight");
@@ -107,7 +114,7 @@ impl Slots {
     }
 
     /// A request in flight.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&mut self, tag: u32) -> Option<&mut Slot> {
         self.0.get_mut(tag as usize).filter(|slot| slot.head.is_some())
     }

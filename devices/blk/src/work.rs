@@ -1,11 +1,11 @@
 use std::sync::Arc;
 
 use treaty_buffers::IoBuffers;
-use treaty_memory::{GuestMemory, MemoryError};
+use treaty_memory::GuestMemory;
 use treaty_storage::{BlockQueue, Finished, Request, RequestKind, StorageError};
 use treaty_virtio_device::{ChainReader, ChainWriter, LogLimit};
-use treaty_virtio_ring::{Chain, Segment};
-use treaty_virtio_spec::blk::status;
+use treaty_virtio_ring::{Chain, Head};
+use treaty_virtio_spec::blk::{request_type, status};
 use treaty_worker::Turn;
 
 use crate::limits::{Accepted, CacheMode, Limits};
@@ -13,6 +13,13 @@ use crate::request::{Answer, Command, Range, RangeAction, Refusal, Rules};
 use crate::shared::Shared;
 use crate::slots::{Completed, Kind, Slot, Slots};
 use crate::{BlkCounters, Serial};
+
+/// A read or write that passed all checks.
+struct Transfer {
+    kind: Kind,
+    request: RequestKind,
+    buffers: IoBuffers,
+}
 
 /// What a queue's requests need, as it was when the queue started.
 pub(crate) struct Setup {
@@ -77,7 +84,7 @@ impl Work {
     }
 
     /// Takes a chain. It comes back if it is answered already.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn accept(
         &mut self,
         turn: &mut Turn<'_>,
@@ -85,160 +92,180 @@ impl Work {
         chain: Chain<'_>,
     ) -> Option<Completed> {
         let Some(answer) = Answer::find(memory, chain.writable) else {
-            self.counters().without_status.add(1);
-            self.log_refusal(turn, "no place for the status");
-            return Some((chain.head, 0));
+            return Some(self.no_status(turn, chain.head));
         };
-        let tag = chain.head.index() as u32;
-        let mut slot = Slot::new(chain.head, answer);
-        if let Err(refusal) = self.begin(turn, memory, tag, &mut slot, chain.readable, chain.writable) {
-            self.log_refusal(turn, refusal.reason());
-            slot.fail(refusal.status());
+        let mut reader = ChainReader::new(memory, chain.readable);
+        let writer = ChainWriter::new(memory, chain.writable);
+        let transfer = match Rules::header(&mut reader) {
+            Ok((request_type::IN, sector)) => self.read(sector, answer.room, writer),
+            Ok((request_type::OUT, sector)) => self.write(sector, reader),
+            Ok((kind, _)) => {
+                let slot = Slot::new(chain.head, answer, Kind::Command);
+                return self.accept_command(turn, memory, slot, kind, reader, writer);
+            }
+            Err(refusal) => Err(refusal),
+        };
+        match transfer {
+            Ok(transfer) => self.start(turn, memory, chain.head, answer, transfer),
+            Err(refusal) => {
+                let slot = Slot::new(chain.head, answer, Kind::Command);
+                self.refuse(turn, memory, slot, refusal)
+            }
         }
-        if slot.operations > 0 {
-            self.slots.insert(tag, slot);
-            return None;
-        }
-        count(&self.setup.counters, &slot);
-        slot.answer(memory)
     }
 
-    /// Parses the request and gives its operations to the storage. On error none has been given.
-    #[inline]
-    fn begin(
+    #[inline(always)]
+    fn read(&mut self, sector: u64, room: u64, mut writer: ChainWriter<'_>) -> Result<Transfer, Refusal> {
+        let offset = self.rules().read(sector, room)?;
+        let mut buffers = self.spare.pop().unwrap_or_default();
+        // `room` is not above the limit, so it fits.
+        let taken = writer.take_buffers(room as usize, &mut buffers);
+        self.taken(taken.is_ok(), Kind::Read, RequestKind::Read { offset }, buffers)
+    }
+
+    #[inline(always)]
+    fn write(&mut self, sector: u64, mut reader: ChainReader<'_>) -> Result<Transfer, Refusal> {
+        let offset = self.rules().write(sector, reader.remaining())?;
+        let durable = self.writes_through();
+        let mut buffers = self.spare.pop().unwrap_or_default();
+        let taken = reader.take_buffers(usize::MAX, &mut buffers);
+        let request = RequestKind::Write { offset, durable };
+        self.taken(taken.is_ok(), Kind::Write, request, buffers)
+    }
+
+    #[inline(always)]
+    fn taken(
+        &mut self,
+        inside_memory: bool,
+        kind: Kind,
+        request: RequestKind,
+        buffers: IoBuffers,
+    ) -> Result<Transfer, Refusal> {
+        if !inside_memory {
+            recycle(&mut self.spare, buffers);
+            return Err(Refusal::Buffer);
+        }
+        Ok(Transfer {
+            kind,
+            request,
+            buffers,
+        })
+    }
+
+    #[inline(always)]
+    fn start(
         &mut self,
         turn: &mut Turn<'_>,
         memory: &GuestMemory,
-        tag: u32,
-        slot: &mut Slot,
-        readable: &[Segment],
-        writable: &[Segment],
-    ) -> Result<(), Refusal> {
-        let mut reader = ChainReader::new(memory, readable);
-        let command = self.rules().parse(&mut reader, slot.room())?;
-        match command {
-            Command::Read { offset, len } => {
-                slot.kind = Kind::Read;
-                let mut buffers = self.spare.pop().unwrap_or_default();
-                let taken = ChainWriter::new(memory, writable).take_buffers(len as usize, &mut buffers);
-                self.transfer(
-                    turn,
-                    tag,
-                    slot,
-                    RequestKind::Read { offset },
-                    taken.is_ok(),
-                    buffers,
-                )
-            }
-            Command::Write { offset } => {
-                slot.kind = Kind::Write;
-                let durable = self.writes_through();
-                let mut buffers = self.spare.pop().unwrap_or_default();
-                let taken = reader.take_buffers(usize::MAX, &mut buffers);
-                let kind = RequestKind::Write { offset, durable };
-                self.transfer(turn, tag, slot, kind, taken.is_ok(), buffers)
-            }
-            Command::Flush => {
-                slot.kind = Kind::Flush;
-                self.submit(turn, tag, slot, RequestKind::Flush, IoBuffers::new());
-                Ok(())
-            }
-            Command::GetId => {
-                slot.kind = Kind::GetId;
-                slot.len = self.copy_id(memory, writable, slot.room())?;
-                Ok(())
-            }
-            Command::Ranges { action, count } => {
-                self.begin_ranges(turn, tag, slot, action, count, &mut reader)
-            }
-        }
-    }
-
-    #[inline]
-    fn transfer(
-        &mut self,
-        turn: &mut Turn<'_>,
-        tag: u32,
-        slot: &mut Slot,
-        kind: RequestKind,
-        inside_memory: bool,
-        buffers: IoBuffers,
-    ) -> Result<(), Refusal> {
-        if !inside_memory {
+        head: Head,
+        answer: Answer,
+        transfer: Transfer,
+    ) -> Option<Completed> {
+        let Transfer {
+            kind,
+            request,
+            buffers,
+        } = transfer;
+        // Within the limit on a request.
+        let len = buffers.len() as u32;
+        let mut slot = Slot::new(head, answer, kind);
+        slot.len = len;
+        if len == 0 {
             recycle(&mut self.spare, buffers);
-            return Err(Refusal::Invalid("a buffer is outside guest memory"));
+            return self.conclude(memory, slot);
         }
-        slot.len = buffers.len() as u32;
-        if slot.len == 0 {
-            recycle(&mut self.spare, buffers);
-        } else {
-            self.bytes_in_flight += u64::from(slot.len);
-            self.submit(turn, tag, slot, kind, buffers);
-        }
-        Ok(())
+        let tag = slot.tag();
+        slot.operations = 1;
+        self.slots.insert(tag, slot);
+        self.bytes_in_flight += u64::from(len);
+        self.submit(turn, tag, request, buffers);
+        None
     }
 
-    /// The driver's buffer may be shorter than the string, or longer; the bytes copied.
-    fn copy_id(&self, memory: &GuestMemory, writable: &[Segment], room: u64) -> Result<u32, MemoryError> {
-        let id = self.setup.serial.bytes();
-        let count = id.len().min(usize::try_from(room).unwrap_or(usize::MAX));
-        let id = id.get(..count).unwrap_or_default();
-        let copied = ChainWriter::new(memory, writable).write(id)?;
-        Ok(copied as u32)
-    }
-
-    /// All ranges are read and checked before the first is acted on.
-    fn begin_ranges(
-        &mut self,
-        turn: &mut Turn<'_>,
-        tag: u32,
-        slot: &mut Slot,
-        action: RangeAction,
-        count: u32,
-        reader: &mut ChainReader<'_>,
-    ) -> Result<(), Refusal> {
-        let mut ranges = std::mem::take(&mut self.ranges);
-        ranges.clear();
-        let mut read = Ok(());
-        for _ in 0..count {
-            match self.rules().read_range(action, reader) {
-                Ok(range) => ranges.push(range),
-                Err(refusal) => {
-                    read = Err(refusal);
-                    break;
-                }
-            }
-        }
-        if read.is_ok() {
-            for range in ranges.iter().filter(|range| range.len > 0) {
-                self.submit(turn, tag, slot, range_kind(action, range), IoBuffers::new());
-            }
-        }
-        self.ranges = ranges;
-        (slot.kind, slot.then_flush) = match action {
-            RangeAction::Discard => (Kind::Discard, false),
-            RangeAction::WriteZeroes => (Kind::WriteZeroes, self.writes_through()),
-        };
-        read
-    }
-
-    #[inline]
-    fn submit(
-        &mut self,
-        turn: &mut Turn<'_>,
-        tag: u32,
-        slot: &mut Slot,
-        kind: RequestKind,
-        buffers: IoBuffers,
-    ) {
-        slot.operations += 1;
+    #[inline(always)]
+    fn submit(&mut self, turn: &mut Turn<'_>, tag: u32, kind: RequestKind, buffers: IoBuffers) {
         self.operations += 1;
         self.submitted = true;
         self.setup.image.submit(turn, Request { tag, kind, buffers });
     }
 
+    /// Requests that move no data between the storage and the guest.
+    #[inline(never)]
+    fn accept_command(
+        &mut self,
+        turn: &mut Turn<'_>,
+        memory: &GuestMemory,
+        mut slot: Slot,
+        kind: u32,
+        reader: ChainReader<'_>,
+        writer: ChainWriter<'_>,
+    ) -> Option<Completed> {
+        if let Err(refusal) = self.begin_command(turn, &mut slot, kind, reader, writer) {
+            return self.refuse(turn, memory, slot, refusal);
+        }
+        if slot.operations > 0 {
+            self.slots.insert(slot.tag(), slot);
+            return None;
+        }
+        self.conclude(memory, slot)
+    }
+
+    /// On error nothing has been given to the storage.
+    fn begin_command(
+        &mut self,
+        turn: &mut Turn<'_>,
+        slot: &mut Slot,
+        kind: u32,
+        mut reader: ChainReader<'_>,
+        mut writer: ChainWriter<'_>,
+    ) -> Result<(), Refusal> {
+        match self.rules().command(kind, reader.remaining())? {
+            Command::Flush => {
+                slot.kind = Kind::Flush;
+                slot.operations = 1;
+                self.submit(turn, slot.tag(), RequestKind::Flush, IoBuffers::new());
+            }
+            Command::GetId => {
+                slot.kind = Kind::GetId;
+                // The driver's buffer may be shorter than the string, or longer.
+                let id = self.setup.serial.bytes();
+                let count = id.len().min(usize::try_from(slot.room()).unwrap_or(usize::MAX));
+                slot.len = writer.write(id.get(..count).unwrap_or_default())? as u32;
+            }
+            Command::Ranges { action, count } => {
+                self.read_ranges(action, count, &mut reader)?;
+                (slot.kind, slot.then_flush) = match action {
+                    RangeAction::Discard => (Kind::Discard, false),
+                    RangeAction::WriteZeroes => (Kind::WriteZeroes, self.writes_through()),
+                };
+                while let Some(range) = self.ranges.pop() {
+                    slot.operations += 1;
+                    self.submit(turn, slot.tag(), range_kind(action, &range), IoBuffers::new());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and checks all ranges before the first is acted on; keeps those that are not empty.
+    fn read_ranges(
+        &mut self,
+        action: RangeAction,
+        count: u32,
+        reader: &mut ChainReader<'_>,
+    ) -> Result<(), Refusal> {
+        self.ranges.clear();
+        for _ in 0..count {
+            let range = self.rules().read_range(action, reader)?;
+            if range.len > 0 {
+                self.ranges.push(range);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the end of an operation. The request's chain comes back when it was the last one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn finished(
         &mut self,
         turn: &mut Turn<'_>,
@@ -264,18 +291,37 @@ impl Work {
         if slot.then_flush && slot.status == status::OK {
             slot.then_flush = false;
             slot.operations = 1;
-            self.operations += 1;
-            self.submitted = true;
-            let flush = Request {
-                tag,
-                kind: RequestKind::Flush,
-                buffers: IoBuffers::new(),
-            };
-            self.setup.image.submit(turn, flush);
+            self.submit(turn, tag, RequestKind::Flush, IoBuffers::new());
             return None;
         }
         count(&self.setup.counters, slot);
         slot.answer(memory)
+    }
+
+    #[inline(always)]
+    fn conclude(&mut self, memory: &GuestMemory, mut slot: Slot) -> Option<Completed> {
+        count(&self.setup.counters, &slot);
+        slot.answer(memory)
+    }
+
+    #[cold]
+    fn refuse(
+        &mut self,
+        turn: &Turn<'_>,
+        memory: &GuestMemory,
+        mut slot: Slot,
+        refusal: Refusal,
+    ) -> Option<Completed> {
+        self.log_refusal(turn, refusal.reason());
+        slot.fail(refusal.status());
+        self.conclude(memory, slot)
+    }
+
+    #[cold]
+    fn no_status(&mut self, turn: &Turn<'_>, head: Head) -> Completed {
+        self.counters().without_status.add(1);
+        self.log_refusal(turn, "no place for the status");
+        (head, 0)
     }
 
     /// True if a write submitted now must be durable when it completes. virtio 1.3 §5.2.6.2
@@ -296,7 +342,6 @@ impl Work {
         }
     }
 
-    #[cold]
     fn log_refusal(&mut self, turn: &Turn<'_>, reason: &'static str) {
         if let Some(suppressed) = self.guest_log.allow(turn.now()) {
             let queue = self.setup.index;

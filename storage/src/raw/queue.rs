@@ -81,7 +81,8 @@ impl RawQueue {
         let Request { tag, kind, buffers } = request;
         let mut active = Active::new(tag, kind, buffers.len());
         if kind == RequestKind::Flush && self.file.state.lost_writes.get() {
-            let result = Err(active.error(&self.file, io::Error::other("an earlier flush failed")));
+            let error = active.error(&self.file, io::Error::other("an earlier flush failed"));
+            let result = Err(Box::new(error));
             return self.finished.push(Finished { tag, result, buffers });
         }
         if active.skip_impossible(&self.file) {
@@ -163,7 +164,7 @@ impl RawQueue {
         self.free.push(index);
         done.push(Finished {
             tag: active.tag,
-            result,
+            result: result.map_err(Box::new),
             buffers,
         });
     }
@@ -181,7 +182,7 @@ impl BlockQueue for RawQueue {
         if let Some(error) = refused {
             self.finished.push(Finished {
                 tag: request.tag,
-                result: Err(error),
+                result: Err(Box::new(error)),
                 buffers: request.buffers,
             });
         } else if self.waiting.is_empty() && self.has_room(&request) {

@@ -121,7 +121,7 @@ impl Disk {
         self.start(7, kind, buffers);
         let end = self.end();
         assert_eq!(end.tag, 7);
-        end.result
+        end.result.map_err(|error| *error)
     }
 
     pub fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StorageError> {

@@ -28,7 +28,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes up to `limit` bytes that lie in one segment.
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, limit: usize) -> Option<(u64, usize)> {
         let (first, rest) = self.segments.split_first()?;
         let left = first.len - self.offset;
@@ -43,7 +43,7 @@ impl<'a> Cursor<'a> {
         Some((addr, count))
     }
 
-    #[inline]
+    #[inline(always)]
     fn each(
         &mut self,
         len: usize,
@@ -88,21 +88,27 @@ impl<'a> ChainReader<'a> {
     }
 
     /// Copies exactly `N` bytes, or `None` if the chain is shorter or lies outside guest memory.
-    #[inline]
+    #[inline(always)]
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        let first = self.cursor.segments.first()?;
-        if self.cursor.offset == 0 && first.len as usize == N {
-            // Almost always: a header in a descriptor of its own.
-            self.memory.read(first.addr, &mut bytes).ok()?;
-            self.cursor.segments = self.cursor.segments.get(1..)?;
-            return Some(bytes);
+        let (first, rest) = self.cursor.segments.split_first()?;
+        if self.cursor.offset != 0 || first.len as usize != N {
+            return self.gather();
         }
+        // Almost always: a header in a descriptor of its own.
+        let mut bytes = [0; N];
+        self.memory.read(first.addr, &mut bytes).ok()?;
+        self.cursor.segments = rest;
+        Some(bytes)
+    }
+
+    #[inline(never)]
+    fn gather<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
         (self.read(&mut bytes).ok()? == N).then_some(bytes)
     }
 
     /// Appends the next `len` bytes (or as many as there are) to `list` without copying; returns how many.
-    #[inline]
+    #[inline(always)]
     pub fn take_buffers(&mut self, len: usize, list: &mut IoBuffers) -> Result<usize, MemoryError> {
         let memory = self.memory;
         self.cursor
@@ -137,7 +143,7 @@ impl<'a> ChainWriter<'a> {
     }
 
     /// Appends room for the next `len` bytes (or as many as there are) to `list`; returns how many.
-    #[inline]
+    #[inline(always)]
     pub fn take_buffers(&mut self, len: usize, list: &mut IoBuffers) -> Result<usize, MemoryError> {
         let memory = self.memory;
         self.cursor

@@ -76,7 +76,7 @@ impl BlockQueue for ScriptedImage {
         disk.log.push(request.kind);
         let fault = disk.fault.as_mut().and_then(|fault| fault(&request.kind));
         let result = match fault {
-            Some(error) => Err(error),
+            Some(error) => Err(Box::new(error)),
             None => {
                 disk.act(&mut request);
                 Ok(())
