@@ -1,8 +1,11 @@
 host_tap tt0 10.7.0.1/24
 bb httpd -f -p 10.7.0.1:80 -h "$W/www" &
 server=$!
-bb nc -l -p 5000 >"$W/received" &
+# Its own input never ends: at an end it would hang up before the guest has sent everything.
+mkfifo "$W/never"
+bb nc -l -p 5000 <>"$W/never" >"$W/received" &
 listener=$!
 on_console 'network done' 200
 wait $listener
 kill $server
+want 'bytes that the guest sent' "$(wc -c <"$W/received")" "$(wc -c <"$W/www/large")"
