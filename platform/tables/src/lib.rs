@@ -11,7 +11,6 @@
         clippy::panic
     )
 )]
-
 #![cfg_attr(
     not(test),
     deny(
