@@ -1,5 +1,7 @@
 //! The conformance suite: what every device must do on every rig.
 
+use std::fmt;
+
 use treaty_memory::GuestMemory;
 use treaty_virtio_device::Features;
 use treaty_virtio_spec::feature;
@@ -10,8 +12,24 @@ use crate::rig::{Rig, RigKind, all_kinds};
 use crate::{Driver, Subject};
 
 /// What a case negotiates of the ring and transport features.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct Combination(Features);
+
+impl fmt::Display for Combination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [
+            (feature::RING_PACKED, "packed"),
+            (feature::EVENT_IDX, "event_idx"),
+            (feature::INDIRECT_DESC, "indirect"),
+            (feature::IN_ORDER, "in_order"),
+            (feature::NOTIFICATION_DATA, "notification_data"),
+            (feature::ACCESS_PLATFORM, "access_platform"),
+        ];
+        let on = names.iter().filter(|(bit, _)| self.0.has(*bit));
+        let names: Vec<&str> = on.map(|(_, name)| *name).collect();
+        write!(f, "[{}]", names.join(" "))
+    }
+}
 
 /// {split, packed} x {event_idx} x {indirect} x {in_order}; the rarer features go along with some of them.
 fn combinations() -> impl Iterator<Item = Combination> {
@@ -44,7 +62,7 @@ pub fn conform_on(kind: &dyn RigKind, subject: &mut dyn Subject) {
     for combination in combinations() {
         for (name, case) in CASES {
             let _named = Named(format!(
-                "{} on {} with {combination:?}: {name}",
+                "{} on {} with {combination}: {name}",
                 subject.name(),
                 kind.name()
             ));
@@ -78,14 +96,17 @@ const CASES: [(&str, Case); 12] = [
     ("stop, stop again, start", stop),
     ("reset", reset),
     ("reset before DRIVER_OK", reset_early),
-    ("reset with I/O in flight", reset_in_flight),
+    ("hardening 3: reset with I/O in flight", reset_in_flight),
     ("restart", restart),
     ("save and restore", save_restore),
-    ("save and restore with I/O in flight", save_restore_in_flight),
+    (
+        "hardening 31: save and restore with I/O in flight",
+        save_restore_in_flight,
+    ),
     ("sparse queues", sparse),
-    ("violation", violation),
+    ("hardening 15: violation", violation),
     ("queue reset", queue_reset),
-    ("state of another kind", foreign_state),
+    ("hardening 18: state of another kind", foreign_state),
 ];
 
 /// What a case works with.
