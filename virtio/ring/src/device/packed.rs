@@ -336,10 +336,6 @@ fn take_other<M: RingMemory>(
         return Err(Stop::NotYet);
     }
     let (segments, taken) = walk(areas, memory, limits, at, descriptor, room)?;
-    // Slots that are in flight cannot be available again.
-    if taken.slots > limits.slots {
-        return Err(Violation::AvailableIndex.into());
-    }
     enter(taken)?;
     Ok((segments, taken.slots))
 }
@@ -356,7 +352,15 @@ fn walk<M: RingMemory>(
 ) -> Result<(usize, Taken), Stop> {
     let mut chain = Building::new(room, limits.chain);
     let (mut at, mut descriptor) = (first, descriptor);
-    for slots in 1..=limits.size {
+    // As many slots as are not in flight: a longer chain would run into itself.
+    for slots in 1..=limits.slots {
+        if slots > 1 {
+            at.advance(1, limits.size);
+            descriptor = areas.descriptor(at);
+            if !at.is_available(descriptor) {
+                return Err(Stop::NotYet);
+            }
+        }
         let flags = descriptor.packed_flags();
         let id = descriptor.packed_id();
         if flags & DESC_F_INDIRECT != 0 {
@@ -376,11 +380,6 @@ fn walk<M: RingMemory>(
                 full: Done::new(id, writable_bytes),
             };
             return Ok((segments, taken));
-        }
-        at.advance(1, limits.size);
-        descriptor = areas.descriptor(at);
-        if !at.is_available(descriptor) {
-            return Err(Stop::NotYet);
         }
     }
     Err(Violation::ChainTooLong(first.slot()).into())

@@ -1,4 +1,5 @@
 #![allow(dead_code)]
+pub mod guest;
 pub mod memory;
 
 use memory::{Place, PlainMemory, place};
