@@ -1,6 +1,7 @@
 #![allow(dead_code)]
 pub mod guest;
 pub mod memory;
+pub mod reference;
 
 use memory::{Place, PlainMemory, place};
 use treaty_virtio_ring::{DeviceRing, DriverRing, Layout, QueueState, RingFeatures, Segment};
