@@ -32,6 +32,9 @@ pub struct Case {
     pub better: Better,
     /// Lowest and highest sample of ours.
     pub spread: Vec<f64>,
+    /// How far apart the two cores were: `near` or `far`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<&'static str>,
     /// What ours has to reach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bar: Option<f64>,
@@ -60,6 +63,7 @@ impl Case {
             ratio: ratio.map(round),
             better,
             spread: lowest.into_iter().chain(highest).map(round).collect(),
+            bucket: None,
             bar: None,
             skipped: None,
         }
@@ -76,6 +80,14 @@ impl Case {
     /// Sets what ours has to reach.
     pub fn with_bar(self, bar: Option<f64>) -> Self {
         Self { bar, ..self }
+    }
+
+    /// Says how far apart the cores were.
+    pub fn with_bucket(self, bucket: &'static str) -> Self {
+        Self {
+            bucket: Some(bucket),
+            ..self
+        }
     }
 
     /// False if there is a bar and a figure that does not reach it.
@@ -164,7 +176,7 @@ impl Report {
             let spread: Vec<String> = case.spread.iter().map(|value| format!("{value:.1}")).collect();
             text += &format!(
                 "{:<34} {:>9} {:>9} {:>6} {:>7}  {:<17} {:<12} {}{}\n",
-                case.name,
+                [&case.name, case.bucket.unwrap_or_default()].join(" "),
                 number(case.ours),
                 number(case.peer),
                 number(case.ratio),

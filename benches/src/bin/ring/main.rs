@@ -3,6 +3,7 @@
 //! `ring` prints a table, `ring --json` one object, `ring --check` fails if an instruction count misses its bar.
 mod instructions;
 mod rig;
+mod threads;
 
 use anyhow::{Context, Result, bail};
 use instructions::COUNTS;
@@ -26,6 +27,12 @@ fn main() -> Result<()> {
 }
 
 fn report() -> Result<Report> {
+    let mut cases = counts()?;
+    cases.extend(threads::run());
+    Ok(Report::new("ring", cases))
+}
+
+fn counts() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for count in &COUNTS {
         if callgrind::available() {
@@ -41,7 +48,7 @@ fn report() -> Result<Report> {
             ));
         }
     }
-    Ok(Report::new("ring", cases))
+    Ok(cases)
 }
 
 fn check() -> Result<()> {
@@ -49,7 +56,7 @@ fn check() -> Result<()> {
         println!("SKIPPED: instruction counts need valgrind (Debian package `valgrind`)");
         return Ok(());
     }
-    let report = report()?;
+    let report = Report::new("ring", counts()?);
     println!("{}", report.table());
     let missed: Vec<&str> = report
         .cases()

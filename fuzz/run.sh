@@ -1,0 +1,33 @@
+#!/bin/sh
+# Builds the fuzz targets and runs each for a number of inputs (200000), from a fixed seed: fuzz/run.sh [RUNS]
+#
+# Needs a nightly toolchain and a C++ compiler (libFuzzer is C++); without them it says so and succeeds. No cargo-fuzz.
+set -eu
+runs=${1:-200000}
+cd "$(dirname "$0")"
+if ! cargo +nightly --version >/dev/null 2>&1; then
+    echo "SKIPPED: fuzzing needs a nightly toolchain (rustup toolchain install nightly --profile minimal)"
+    exit 0
+fi
+if ! command -v c++ >/dev/null 2>&1; then
+    echo "SKIPPED: fuzzing needs a C++ compiler (Debian package g++)"
+    exit 0
+fi
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-../target}/fuzz"
+coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+-Cllvm-args=-sanitizer-coverage-trace-compares"
+RUSTFLAGS="$coverage -Zsanitizer=address --cfg fuzzing -Ccodegen-units=1" \
+    cargo +nightly build --quiet --release --locked --target x86_64-unknown-linux-gnu
+mkdir -p artifacts
+for target in ring_hostile_driver ring_hostile_device; do
+    echo "fuzz: $target, $runs inputs"
+    log="$CARGO_TARGET_DIR/$target.log"
+    if ! "$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release/$target" -runs="$runs" -seed=1 -max_len=400 \
+        -len_control=0 -artifact_prefix=artifacts/ >"$log" 2>&1; then
+        tail -n 40 "$log"
+        echo "fuzz: $target failed; the input is in fuzz/artifacts"
+        exit 1
+    fi
+    grep DONE "$log"
+done
