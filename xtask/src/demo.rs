@@ -131,8 +131,7 @@ fn print_table(figures: &[ProbeFigures]) {
         );
     }
     println!(
-        "\n          exits/op: doorbells that the probe rang. Each is one exit that the kernel answers (ioeventfd); polled\n          \
-         operations have no other. Interrupts are taken where the probe waits for them.\n"
+        "\n          exits/op: doorbells that the probe rang. Each is one exit, which the kernel answers (ioeventfd).\n"
     );
 }
 

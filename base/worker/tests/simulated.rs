@@ -71,7 +71,7 @@ impl Task for Wild {
             }
         }
         for _ in 0..self.random.below(4) {
-            let (op, key) = (self.op(), self.random.next());
+            let (op, key) = (self.op(), self.random.next_u64());
             turn.submit(op, key);
             self.life.lock().unwrap().submitted += 1;
         }

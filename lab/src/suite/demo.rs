@@ -17,9 +17,7 @@ pub fn batch() -> Batch {
     };
     let test = GuestTest {
         before: "truncate -s 64M disk\nmkdir www\necho 'hello, guest' >www/hello\n".into(),
-        beside: "host_tap tt0 10.7.0.1/24\nbb httpd -f -p 10.7.0.1:80 -h $W/www &\nserver=$!\n\
-                 on_console 'demo done' 100\nctl counters\nkill $server\n"
-            .into(),
+        beside: include_str!("scripts/demo-host.sh").into(),
         expect: vec![Expect::Console("demo done".into())],
         ..GuestTest::new("demo", guest)
     };
