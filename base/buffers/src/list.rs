@@ -16,11 +16,30 @@ pub type Owner = Arc<dyn Any + Send + Sync>;
 #[derive(Default)]
 pub struct IoBuffers(Option<Box<List>>);
 
-#[derive(Default)]
 struct List {
     ranges: Vec<libc::iovec>,
     owner: Option<Owner>,
+    /// Address of what `owner` points to, for comparing; null without an owner.
+    owner_at: *const (),
     bytes: usize,
+}
+
+impl List {
+    fn with_capacity(ranges: usize) -> Self {
+        Self {
+            ranges: Vec::with_capacity(ranges),
+            owner: None,
+            owner_at: std::ptr::null(),
+            bytes: 0,
+        }
+    }
+
+    fn own(&mut self, owner: Option<Owner>) {
+        self.owner_at = owner
+            .as_ref()
+            .map_or(std::ptr::null(), |owner| Arc::as_ptr(owner).cast());
+        self.owner = owner;
+    }
 }
 
 // SAFETY: the pointers are only dereferenced by the kernel or inside this module, and `owner` (Send + Sync)
@@ -35,23 +54,19 @@ impl IoBuffers {
 
     /// An empty list with room for `ranges` ranges.
     pub fn with_capacity(ranges: usize) -> Self {
-        Self(Some(Box::new(List {
-            ranges: Vec::with_capacity(ranges),
-            owner: None,
-            bytes: 0,
-        })))
+        Self(Some(Box::new(List::with_capacity(ranges))))
     }
 
     #[inline]
     fn list(&mut self) -> &mut List {
-        self.0.get_or_insert_default()
+        self.0.get_or_insert_with(|| Box::new(List::with_capacity(0)))
     }
 
     /// Empties the list and lets go of the owner; keeps the capacity.
     pub fn clear(&mut self) {
         self.clear_ranges();
         if let Some(list) = &mut self.0 {
-            list.owner = None;
+            list.own(None);
         }
     }
 
@@ -67,16 +82,16 @@ impl IoBuffers {
     /// As [`set_owner`](Self::set_owner), but costs nothing if `owner` is the owner already.
     #[inline]
     pub fn share_owner<T: Any + Send + Sync>(&mut self, owner: &Arc<T>) {
-        let same = |now: &Owner| std::ptr::addr_eq(Arc::as_ptr(now), Arc::as_ptr(owner));
+        let at = Arc::as_ptr(owner).cast();
         let list = self.list();
-        if !list.owner.as_ref().is_some_and(same) {
-            list.owner = Some(owner.clone());
+        if list.owner_at != at {
+            list.own(Some(owner.clone()));
         }
     }
 
     /// Sets who keeps the ranges mapped. Ranges pushed before or after are covered.
     pub fn set_owner(&mut self, owner: Owner) {
-        self.list().owner = Some(owner);
+        self.list().own(Some(owner));
     }
 
     /// Appends the range `[ptr, ptr + len)`. Empty ranges are not stored.
@@ -165,6 +180,7 @@ impl IoBuffers {
             Box::new(List {
                 ranges: list.ranges.clone(),
                 owner: list.owner.clone(),
+                owner_at: list.owner_at,
                 bytes: list.bytes,
             })
         }));

@@ -36,6 +36,7 @@ impl BlkQueue {
     }
 
     /// Answers what the storage has finished.
+    #[inline(never)]
     fn reap(&mut self, turn: &mut Turn<'_>) {
         self.work.poll(turn, &mut self.done);
         for finished in self.done.drain(..) {

@@ -77,16 +77,12 @@ impl Slot {
         self.room
     }
 
-    /// Writes the status byte; the chain to give back, with the bytes written from the first writable one on without a gap,
-    /// counting the status. virtio 1.3 §2.7.8.2
+    /// Writes the status byte. The chain to give back, with the bytes written from the first writable one on without a gap:
+    /// `data`, and the status if it adjoins. virtio 1.3 §2.7.8.2
     #[inline(always)]
-    pub(crate) fn answer(&mut self, memory: &GuestMemory) -> Option<Completed> {
+    pub(crate) fn answer(&mut self, memory: &GuestMemory, data: u32) -> Option<Completed> {
         // The address was checked when the chain was fetched, and the memory that a queue was started with does not change.
         let _ = memory.write(self.status_addr, &[self.status]);
-        let data = match self.kind {
-            Kind::Read | Kind::GetId if self.status == status::OK => self.len,
-            _ => 0,
-        };
         let gapless = u64::from(data) == self.room;
         let written = data.saturating_add(if gapless { STATUS_SIZE as u32 } else { 0 });
         Some((self.head.take()?, written))

@@ -84,7 +84,7 @@ impl Work {
     }
 
     /// Takes a chain. It comes back if it is answered already.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn accept(
         &mut self,
         turn: &mut Turn<'_>,
@@ -95,23 +95,40 @@ impl Work {
             return Some(self.no_status(turn, chain.head));
         };
         let mut reader = ChainReader::new(memory, chain.readable);
-        let writer = ChainWriter::new(memory, chain.writable);
-        let transfer = match Rules::header(&mut reader) {
-            Ok((request_type::IN, sector)) => self.read(sector, answer.room, writer),
-            Ok((request_type::OUT, sector)) => self.write(sector, reader),
+        match Rules::header(&mut reader) {
+            Ok((request_type::IN, sector)) => {
+                let writer = ChainWriter::new(memory, chain.writable);
+                let transfer = self.read(sector, answer.room, writer);
+                self.start(turn, memory, chain.head, answer, transfer)
+            }
+            Ok((request_type::OUT, sector)) => {
+                self.accept_write(turn, memory, chain.head, answer, sector, reader)
+            }
             Ok((kind, _)) => {
                 let slot = Slot::new(chain.head, answer, Kind::Command);
-                return self.accept_command(turn, memory, slot, kind, reader, writer);
+                let writer = ChainWriter::new(memory, chain.writable);
+                self.accept_command(turn, memory, slot, kind, reader, writer)
             }
-            Err(refusal) => Err(refusal),
-        };
-        match transfer {
-            Ok(transfer) => self.start(turn, memory, chain.head, answer, transfer),
             Err(refusal) => {
                 let slot = Slot::new(chain.head, answer, Kind::Command);
                 self.refuse(turn, memory, slot, refusal)
             }
         }
+    }
+
+    /// Apart from [`accept`](Self::accept), so that neither path costs the other registers.
+    #[inline(never)]
+    fn accept_write(
+        &mut self,
+        turn: &mut Turn<'_>,
+        memory: &GuestMemory,
+        head: Head,
+        answer: Answer,
+        sector: u64,
+        reader: ChainReader<'_>,
+    ) -> Option<Completed> {
+        let transfer = self.write(sector, reader);
+        self.start(turn, memory, head, answer, transfer)
     }
 
     #[inline(always)]
@@ -159,13 +176,19 @@ impl Work {
         memory: &GuestMemory,
         head: Head,
         answer: Answer,
-        transfer: Transfer,
+        transfer: Result<Transfer, Refusal>,
     ) -> Option<Completed> {
         let Transfer {
             kind,
             request,
             buffers,
-        } = transfer;
+        } = match transfer {
+            Ok(transfer) => transfer,
+            Err(refusal) => {
+                let slot = Slot::new(head, answer, Kind::Command);
+                return self.refuse(turn, memory, slot, refusal);
+            }
+        };
         // Within the limit on a request.
         let len = buffers.len() as u32;
         let mut slot = Slot::new(head, answer, kind);
@@ -294,14 +317,14 @@ impl Work {
             self.submit(turn, tag, RequestKind::Flush, IoBuffers::new());
             return None;
         }
-        count(&self.setup.counters, slot);
-        slot.answer(memory)
+        let data = count(&self.setup.counters, slot);
+        slot.answer(memory, data)
     }
 
     #[inline(always)]
     fn conclude(&mut self, memory: &GuestMemory, mut slot: Slot) -> Option<Completed> {
-        count(&self.setup.counters, &slot);
-        slot.answer(memory)
+        let data = count(&self.setup.counters, &slot);
+        slot.answer(memory, data)
     }
 
     #[cold]
@@ -379,23 +402,35 @@ fn log_host_error(limit: &mut LogLimit, turn: &Turn<'_>, queue: u16, request: Ki
     }
 }
 
-/// Counts a request that is about to be answered.
-#[inline]
-fn count(counters: &BlkCounters, slot: &Slot) {
-    match (slot.status, slot.kind) {
-        (status::OK, Kind::Read) => {
+/// Counts a request that is about to be answered; the bytes of data written for the guest.
+#[inline(always)]
+fn count(counters: &BlkCounters, slot: &Slot) -> u32 {
+    if slot.status != status::OK {
+        let counter = match slot.status {
+            status::UNSUPP => &counters.unsupported,
+            _ => &counters.failed,
+        };
+        counter.add(1);
+        return 0;
+    }
+    match slot.kind {
+        Kind::Read => {
             counters.reads.add(1);
             counters.read_bytes.add(u64::from(slot.len));
+            return slot.len;
         }
-        (status::OK, Kind::Write) => {
+        Kind::Write => {
             counters.writes.add(1);
             counters.written_bytes.add(u64::from(slot.len));
         }
-        (status::OK, Kind::Flush) => counters.flushes.add(1),
-        (status::OK, Kind::GetId) => counters.get_ids.add(1),
-        (status::OK, Kind::Discard) => counters.discards.add(1),
-        (status::OK, Kind::WriteZeroes) => counters.write_zeroes.add(1),
-        (status::UNSUPP, _) => counters.unsupported.add(1),
-        _ => counters.failed.add(1),
+        Kind::GetId => {
+            counters.get_ids.add(1);
+            return slot.len;
+        }
+        Kind::Flush => counters.flushes.add(1),
+        Kind::Discard => counters.discards.add(1),
+        Kind::WriteZeroes => counters.write_zeroes.add(1),
+        Kind::Command => {}
     }
+    0
 }

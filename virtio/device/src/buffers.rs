@@ -15,6 +15,7 @@ pub struct ChainWriter<'a> {
     cursor: Cursor<'a>,
 }
 
+#[derive(Clone, Copy)]
 struct Cursor<'a> {
     segments: &'a [Segment],
     /// Bytes of the first segment that are behind us.
@@ -59,6 +60,39 @@ impl<'a> Cursor<'a> {
         }
         Ok(done)
     }
+
+    #[inline(always)]
+    fn take_buffers(
+        &mut self,
+        memory: &GuestMemory,
+        len: usize,
+        list: &mut IoBuffers,
+    ) -> Result<usize, MemoryError> {
+        match self.segments.split_first() {
+            Some((first, rest)) if self.offset == 0 && first.len as usize == len => {
+                memory.push_buffers(first.addr, len, list)?;
+                self.segments = rest;
+                Ok(len)
+            }
+            _ => {
+                let (taken, cursor) = take_pieces(*self, memory, len, list);
+                *self = cursor;
+                taken
+            }
+        }
+    }
+}
+
+/// As [`Cursor::take_buffers`], over any number of descriptors. By value like [`gather`].
+#[inline(never)]
+fn take_pieces<'a>(
+    mut cursor: Cursor<'a>,
+    memory: &GuestMemory,
+    len: usize,
+    list: &mut IoBuffers,
+) -> (Result<usize, MemoryError>, Cursor<'a>) {
+    let taken = cursor.each(len, |addr, _, count| memory.push_buffers(addr, count, list));
+    (taken, cursor)
 }
 
 impl<'a> ChainReader<'a> {
@@ -92,7 +126,9 @@ impl<'a> ChainReader<'a> {
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (first, rest) = self.cursor.segments.split_first()?;
         if self.cursor.offset != 0 || first.len as usize != N {
-            return self.gather();
+            let (bytes, cursor) = gather(self.memory, self.cursor);
+            self.cursor = cursor;
+            return bytes;
         }
         // Almost always: a header in a descriptor of its own.
         let mut bytes = [0; N];
@@ -101,19 +137,21 @@ impl<'a> ChainReader<'a> {
         Some(bytes)
     }
 
-    #[inline(never)]
-    fn gather<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        (self.read(&mut bytes).ok()? == N).then_some(bytes)
-    }
-
     /// Appends the next `len` bytes (or as many as there are) to `list` without copying; returns how many.
     #[inline(always)]
     pub fn take_buffers(&mut self, len: usize, list: &mut IoBuffers) -> Result<usize, MemoryError> {
-        let memory = self.memory;
-        self.cursor
-            .each(len, |addr, _, count| memory.push_buffers(addr, count, list))
+        self.cursor.take_buffers(self.memory, len, list)
     }
+}
+
+/// Copies `N` bytes that lie in several descriptors, or in a part of one. The cursor goes in and out by value, so that one
+/// that is not used this way can live in registers.
+#[inline(never)]
+fn gather<'a, const N: usize>(memory: &'a GuestMemory, cursor: Cursor<'a>) -> (Option<[u8; N]>, Cursor<'a>) {
+    let mut reader = ChainReader { memory, cursor };
+    let mut bytes = [0; N];
+    let read = reader.read(&mut bytes);
+    ((read == Ok(N)).then_some(bytes), reader.cursor)
 }
 
 impl<'a> ChainWriter<'a> {
@@ -145,8 +183,6 @@ impl<'a> ChainWriter<'a> {
     /// Appends room for the next `len` bytes (or as many as there are) to `list`; returns how many.
     #[inline(always)]
     pub fn take_buffers(&mut self, len: usize, list: &mut IoBuffers) -> Result<usize, MemoryError> {
-        let memory = self.memory;
-        self.cursor
-            .each(len, |addr, _, count| memory.push_buffers(addr, count, list))
+        self.cursor.take_buffers(self.memory, len, list)
     }
 }

@@ -114,6 +114,8 @@ impl DeviceQueue {
         self.burst.remaining()
     }
 
+    /// Once a burst: kept apart from the loops that [`next`](Self::next) is inlined into.
+    #[inline(never)]
     fn fetch(&mut self, budget: usize) {
         match self.ring.next_burst(&mut self.burst, budget) {
             Ok(0) => {}
