@@ -6,9 +6,8 @@ use treaty_net::{Offloads, PacketReceiver};
 use treaty_virtio_device::{ChainWriter, DeviceEvents, DeviceQueue, LogLimit, QueueState, QueueTask};
 use treaty_virtio_ring::{Chain, Head};
 use treaty_virtio_spec::Features;
-use treaty_virtio_spec::net::{GSO_NONE, Header, STATUS_LINK_UP, feature as bit};
+use treaty_virtio_spec::net::{GSO_NONE, STATUS_LINK_UP, feature as bit};
 use treaty_worker::{HostOp, OpKind, Progress, Turn};
-use zerocopy::IntoBytes;
 
 use crate::ReceiveCounters;
 use crate::filter::Filter;
@@ -98,6 +97,11 @@ impl ReceiveQueue {
             offloads: offload::receive(setup.accepted),
             longest_plain: mtu.map_or(usize::MAX, |mtu| mtu + ETHERNET_BYTES + VLAN_TAG_BYTES),
         };
+        // What a stopped queue had staged, unless headers are different now.
+        let kept = setup.shared.take_stage(setup.pair);
+        let stage = kept
+            .filter(|stage| stage.header_size() == rules.header_size)
+            .unwrap_or_else(|| Stage::new(rules.header_size));
         Self {
             memory: setup.queue.memory().clone(),
             queue: setup.queue,
@@ -105,7 +109,7 @@ impl ReceiveQueue {
             pair: setup.pair,
             rules,
             receiver: setup.receiver,
-            stage: setup.shared.take_stage(setup.pair).unwrap_or_else(Stage::new),
+            stage,
             shared: setup.shared,
             filter,
             filter_version,
@@ -178,19 +182,17 @@ impl ReceiveQueue {
         }
     }
 
-    /// Gives the frame in front to the driver; false if it has too few buffers for now.
+    /// Gives the packet in front to the driver; false if it has too few buffers for now.
+    #[inline]
     fn deliver(&mut self) -> bool {
-        let Some((header, frame)) = self.stage.front() else {
+        let Some(packet) = self.stage.front() else {
             return true;
         };
-        let needed = self.rules.header_size + frame.len();
-        let mut header = *header;
-        header.num_buffers = 1.into();
+        let needed = packet.len();
         if !self.held.is_empty() {
-            return self.deliver_held(header, needed);
+            return self.deliver_held(needed);
         }
-        let budget = self.stage.len();
-        let Some(Chain { head, writable, .. }) = self.queue.next(budget) else {
+        let Some(Chain { head, writable, .. }) = self.queue.next(self.stage.len()) else {
             return false;
         };
         let mut writer = ChainWriter::new(&self.memory, writable);
@@ -198,34 +200,29 @@ impl ReceiveQueue {
             let mut room = self.spare.pop().unwrap_or_default();
             let taken = writer.take_buffers(usize::MAX, &mut room);
             self.hold(head, room, taken.is_ok());
-            return self.deliver_held(header, needed);
+            return self.deliver_held(needed);
         }
-        let header = header
-            .as_bytes()
-            .get(..self.rules.header_size)
-            .unwrap_or_default();
-        let copied = writer.write(header).and_then(|_| writer.write(frame));
-        if copied.is_err() {
+        if writer.write(packet).is_err() {
             self.counters.bad_chains.add(1);
             self.queue.complete(head, 0);
-            // The frame waits for the next buffer.
+            // The packet waits for the next buffer.
             return true;
         }
         self.counters.packets.add(1);
-        self.counters.bytes.add(frame.len() as u64);
+        self.counters.bytes.add((needed - self.rules.header_size) as u64);
         self.queue
             .complete(head, u32::try_from(needed).unwrap_or(u32::MAX));
         self.stage.pop();
         true
     }
 
-    /// As [`deliver`](Self::deliver), for a frame that one buffer does not hold.
-    fn deliver_held(&mut self, header: Header, needed: usize) -> bool {
+    /// As [`deliver`](Self::deliver), for a packet that one buffer does not hold.
+    fn deliver_held(&mut self, needed: usize) -> bool {
         let limit = if self.rules.mergeable { MAX_BUFFERS } else { 1 };
         loop {
             let room: usize = self.held.iter().map(|held| held.room.len()).sum();
             if room >= needed && !self.held.is_empty() {
-                self.spread(header);
+                self.spread(needed);
                 return true;
             }
             if self.held.len() >= limit {
@@ -257,31 +254,19 @@ impl ReceiveQueue {
         }
     }
 
-    /// Copies the frame in front over the buffers held, which have room for it. virtio 1.3 §5.1.6.4
-    fn spread(&mut self, mut header: Header) {
-        let count = u16::try_from(self.held.len()).unwrap_or(u16::MAX);
-        header.num_buffers = count.into();
-        let header = header
-            .as_bytes()
-            .get(..self.rules.header_size)
-            .unwrap_or_default();
-        let Some((_, mut rest)) = self.stage.front() else {
-            return;
-        };
+    /// Copies the packet in front over the buffers held, which have room for it. virtio 1.3 §5.1.6.4
+    fn spread(&mut self, needed: usize) {
+        self.stage
+            .set_buffers(u16::try_from(self.held.len()).unwrap_or(u16::MAX));
+        let mut rest = self.stage.front().unwrap_or_default();
         self.counters.packets.add(1);
-        self.counters.bytes.add(rest.len() as u64);
-        for (position, mut held) in std::mem::take(&mut self.held).into_iter().enumerate() {
-            let mut written = 0;
-            if position == 0 {
-                written = held.room.copy_from(header);
-                held.room.advance(written);
-            }
-            let copied = held.room.copy_from(rest);
-            rest = rest.get(copied..).unwrap_or_default();
-            written += copied;
+        self.counters.bytes.add((needed - self.rules.header_size) as u64);
+        for mut held in self.held.drain(..) {
+            let written = held.room.copy_from(rest);
+            rest = rest.get(written..).unwrap_or_default();
             self.queue
                 .complete(held.head, u32::try_from(written).unwrap_or(u32::MAX));
-            held.room.clear();
+            held.room.clear_ranges();
             self.spare.push(held.room);
         }
         debug_assert!(rest.is_empty(), "the buffers were counted");
@@ -303,7 +288,7 @@ impl ReceiveQueue {
     }
 
     fn recycle(&mut self, mut room: IoBuffers) {
-        room.clear();
+        room.clear_ranges();
         self.spare.push(room);
     }
 

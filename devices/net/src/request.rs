@@ -1,7 +1,7 @@
 //! The header of a packet. virtio 1.3 §5.1.6
 
+use treaty_buffers::IoBuffers;
 use treaty_net::Offloads;
-use treaty_virtio_device::ChainReader;
 use treaty_virtio_spec::net::{
     GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM,
     HEADER_SIZE, Header, LEGACY_HEADER_SIZE, feature as bit,
@@ -18,14 +18,15 @@ pub(crate) fn header_size(accepted: Features) -> usize {
     }
 }
 
-/// Copies a header of `size` bytes from the front of a chain, however it is cut into descriptors. `None` if the chain is
-/// shorter or lies outside guest memory.
-pub(crate) fn read_header(reader: &mut ChainReader<'_>, size: usize) -> Option<Header> {
+/// Copies a header of `size` bytes from the front of a packet, however it is cut into descriptors, and takes it off. `None` if
+/// the packet is shorter.
+#[inline]
+pub(crate) fn read_header(packet: &mut IoBuffers, size: usize) -> Option<Header> {
     let mut bytes = [0; HEADER_SIZE];
-    let part = bytes.get_mut(..size)?;
-    if reader.read(part).ok()? != size {
+    if packet.copy_to(bytes.get_mut(..size)?) != size {
         return None;
     }
+    packet.advance(size);
     Header::read_from_bytes(&bytes).ok()
 }
 
@@ -78,6 +79,8 @@ fn segmentation_allowed(gso_type: u8, accepted: Offloads) -> bool {
 /// virtio 1.3 §5.1.6.4
 pub(crate) fn admit(header: &Header, accepted: Offloads) -> Option<Header> {
     let mut shown = *header;
+    // Right for all packets but those that span several, which the queue sees to.
+    shown.num_buffers = 1.into();
     if !accepted.csum {
         if header.flags & HDR_F_NEEDS_CSUM != 0 {
             return None;
@@ -204,7 +207,8 @@ mod tests {
                 prop_assert!(!partial || (accepted.csum && end <= frame_len));
                 prop_assert!(usize::from(checked.hdr_len.get()) <= frame_len);
                 prop_assert!(checked.gso_type == GSO_NONE || (partial && checked.gso_size.get() > 0));
-                prop_assert_eq!(admit(&checked, accepted), Some(checked));
+                let shown = Header { num_buffers: 1.into(), ..checked };
+                prop_assert_eq!(admit(&checked, accepted), Some(shown));
             }
         }
     }

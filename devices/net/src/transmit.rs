@@ -4,7 +4,7 @@ use treaty_buffers::IoBuffers;
 use treaty_memory::GuestMemory;
 use treaty_net::{MAX_FRAME, Offloads, PacketSender, Sent};
 use treaty_virtio_device::{ChainReader, DeviceQueue, QueueState, QueueTask};
-use treaty_virtio_ring::{Chain, Head};
+use treaty_virtio_ring::{Chain, Head, Segment};
 use treaty_virtio_spec::Features;
 use treaty_virtio_spec::net::Header;
 use treaty_worker::{HostOp, OpKind, Progress, Turn};
@@ -27,20 +27,21 @@ pub(crate) struct TransmitQueue {
     queue: DeviceQueue,
     memory: GuestMemory,
     sender: Box<dyn PacketSender>,
-    header_size: usize,
-    offloads: Offloads,
-    /// The frame that the back-end has no room for.
-    waiting: Option<Packet>,
-    spare: IoBuffers,
+    rules: Rules,
+    /// The frame of the packet at hand.
+    frame: IoBuffers,
+    /// The packet at hand, if the back-end has no room for it. Its header was read once; the guest may change its own copy,
+    /// not this one.
+    waiting: Option<(Head, Header)>,
     polling: bool,
     counters: Arc<TransmitCounters>,
 }
 
-/// A checked packet. Its header was read once; the guest may change its own copy, not this one.
-struct Packet {
-    head: Head,
-    header: Header,
-    frame: IoBuffers,
+/// What was negotiated, as far as sending goes.
+#[derive(Clone, Copy)]
+struct Rules {
+    header_size: usize,
+    offloads: Offloads,
 }
 
 /// Why a turn ends.
@@ -48,6 +49,34 @@ enum Pause {
     RingEmpty,
     HostFull,
     BudgetSpent,
+}
+
+/// Why a chain is not sent.
+enum Refused {
+    Chain,
+    Header,
+}
+
+/// Takes a packet apart: its header, checked, and the frame in the guest's own buffers.
+#[inline]
+fn gather(
+    memory: &GuestMemory,
+    readable: &[Segment],
+    rules: Rules,
+    frame: &mut IoBuffers,
+) -> Result<Header, Refused> {
+    frame.clear_ranges();
+    let mut reader = ChainReader::new(memory, readable);
+    let len = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);
+    let frame_len = len.wrapping_sub(rules.header_size);
+    if len < rules.header_size || !(ETHERNET_BYTES..=MAX_FRAME).contains(&frame_len) {
+        return Err(Refused::Chain);
+    }
+    if reader.take_buffers(len, frame).is_err() {
+        return Err(Refused::Chain);
+    }
+    let header = read_header(frame, rules.header_size).ok_or(Refused::Chain)?;
+    check(&header, frame_len, rules.offloads).map_err(|_| Refused::Header)
 }
 
 impl TransmitQueue {
@@ -61,10 +90,12 @@ impl TransmitQueue {
             memory: queue.memory().clone(),
             queue,
             sender,
-            header_size: header_size(accepted),
-            offloads: offload::send(accepted),
+            rules: Rules {
+                header_size: header_size(accepted),
+                offloads: offload::send(accepted),
+            },
+            frame: IoBuffers::new(),
             waiting: None,
-            spare: IoBuffers::new(),
             polling: false,
             counters,
         }
@@ -76,73 +107,49 @@ impl TransmitQueue {
             if bytes_left == 0 {
                 break;
             }
-            let packet = match self.waiting.take() {
-                Some(packet) => packet,
-                None => match self.next_packet() {
-                    Next::Packet(packet) => packet,
-                    Next::Refused => continue,
-                    Next::RingEmpty => return Pause::RingEmpty,
-                },
-            };
-            bytes_left = bytes_left.saturating_sub(packet.frame.len());
-            if !self.send(packet) {
-                return Pause::HostFull;
+            match self.send_next(FETCH) {
+                Some(true) => bytes_left = bytes_left.saturating_sub(self.frame.len()),
+                Some(false) => return Pause::HostFull,
+                None => return Pause::RingEmpty,
             }
         }
         Pause::BudgetSpent
     }
 
-    /// Takes a chain and checks it; a chain that is refused has been completed.
-    fn next_packet(&mut self) -> Next {
-        let Some(Chain { head, readable, .. }) = self.queue.next(FETCH) else {
-            return Next::RingEmpty;
-        };
-        let mut frame = std::mem::take(&mut self.spare);
-        let mut reader = ChainReader::new(&self.memory, readable);
-        let header = read_header(&mut reader, self.header_size);
-        let len = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);
-        let fits = (ETHERNET_BYTES..=MAX_FRAME).contains(&len);
-        let whole = fits && reader.take_buffers(len, &mut frame).is_ok();
-        let Some(header) = header.filter(|_| whole) else {
-            self.counters.bad_chains.add(1);
-            return self.refuse(head, frame);
-        };
-        match check(&header, len, self.offloads) {
-            Ok(header) => Next::Packet(Packet { head, header, frame }),
-            Err(_) => {
-                self.counters.bad_headers.add(1);
-                self.refuse(head, frame)
+    /// Sends the waiting packet, or the next one; `None` if there is none, false if it has to wait.
+    #[inline]
+    fn send_next(&mut self, fetch: usize) -> Option<bool> {
+        let (head, header) = match self.waiting.take() {
+            Some(waiting) => waiting,
+            None => {
+                let Chain { head, readable, .. } = self.queue.next(fetch)?;
+                match gather(&self.memory, readable, self.rules, &mut self.frame) {
+                    Ok(header) => (head, header),
+                    Err(why) => {
+                        match why {
+                            Refused::Chain => self.counters.bad_chains.add(1),
+                            Refused::Header => self.counters.bad_headers.add(1),
+                        }
+                        self.queue.complete(head, 0);
+                        return Some(true);
+                    }
+                }
             }
-        }
-    }
-
-    fn refuse(&mut self, head: Head, frame: IoBuffers) -> Next {
-        self.finish(head, frame);
-        Next::Refused
-    }
-
-    /// Sends a packet; false if it has to wait.
-    fn send(&mut self, packet: Packet) -> bool {
-        match self.sender.send(&packet.header, &packet.frame) {
+        };
+        match self.sender.send(&header, &self.frame) {
             Sent::Taken => {
                 self.counters.packets.add(1);
-                self.counters.bytes.add(packet.frame.len() as u64);
+                self.counters.bytes.add(self.frame.len() as u64);
             }
             Sent::Dropped => self.counters.dropped.add(1),
             Sent::Later => {
                 self.counters.waits.add(1);
-                self.waiting = Some(packet);
-                return false;
+                self.waiting = Some((head, header));
+                return Some(false);
             }
         }
-        self.finish(packet.head, packet.frame);
-        true
-    }
-
-    fn finish(&mut self, head: Head, mut frame: IoBuffers) {
         self.queue.complete(head, 0);
-        frame.clear();
-        self.spare = frame;
+        Some(true)
     }
 
     fn poll(&mut self, turn: &mut Turn<'_>) {
@@ -160,21 +167,13 @@ impl TransmitQueue {
 
     /// Sends what has been fetched as far as the host takes it at once; the rest is dropped and counted.
     fn drain(&mut self) -> Progress {
-        loop {
-            let packet = match self.waiting.take() {
-                Some(packet) => packet,
-                None if self.queue.fetched() == 0 => break,
-                None => match self.next_packet() {
-                    Next::Packet(packet) => packet,
-                    Next::Refused => continue,
-                    Next::RingEmpty => break,
-                },
-            };
-            if !self.send(packet)
-                && let Some(packet) = self.waiting.take()
-            {
+        while self.waiting.is_some() || self.queue.fetched() > 0 {
+            if self.send_next(0).is_none() {
+                break;
+            }
+            if let Some((head, _)) = self.waiting.take() {
                 self.counters.dropped.add(1);
-                self.finish(packet.head, packet.frame);
+                self.queue.complete(head, 0);
             }
         }
         self.queue.publish();
@@ -184,13 +183,6 @@ impl TransmitQueue {
             Progress::Finished
         }
     }
-}
-
-/// What the ring had.
-enum Next {
-    Packet(Packet),
-    Refused,
-    RingEmpty,
 }
 
 impl QueueTask for TransmitQueue {

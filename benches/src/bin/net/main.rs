@@ -1,0 +1,207 @@
+//! The network card's queues: instructions that the device side executes per packet of 64 bytes.
+//!
+//! `net` prints a table, `net --json` one object, `net --check` fails if a count misses its bar.
+mod host;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use host::Host;
+use treaty_benches::{Better, Case, Report, callgrind};
+use treaty_device_net::{Net, NetConfig};
+use treaty_memory::{GuestMemory, Region};
+use treaty_virtio_device::{
+    DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, InterruptSink, QueueMemory,
+    QueueParts, QueueState, VirtioDevice,
+};
+use treaty_virtio_ring::{DriverRing, Layout, RingConfig, RingFeatures, Segment};
+use treaty_virtio_spec::{feature, net};
+use treaty_worker::{ReactorKind, Worker};
+
+const ROUNDS: u64 = 300;
+const BATCH: u64 = 32;
+const FRAME: usize = 64;
+const BUFFER: u32 = 2048;
+const UNIT: &str = "instructions";
+/// DPDK 24.11's vhost library, as measured for the project's design. It does not run here.
+const PEER: &str = "DPDK vhost (quoted)";
+
+/// One measurement.
+struct Count {
+    name: &'static str,
+    layout: Layout,
+    transmit: bool,
+    peer: f64,
+    bar: f64,
+}
+
+const COUNTS: [Count; 4] = [
+    Count {
+        name: "dequeue-64-split",
+        layout: Layout::Split,
+        transmit: true,
+        peer: 380.0,
+        bar: 230.0,
+    },
+    Count {
+        name: "dequeue-64-packed",
+        layout: Layout::Packed,
+        transmit: true,
+        peer: 265.0,
+        bar: 160.0,
+    },
+    Count {
+        name: "enqueue-64-split",
+        layout: Layout::Split,
+        transmit: false,
+        peer: 382.0,
+        bar: 220.0,
+    },
+    Count {
+        name: "enqueue-64-packed",
+        layout: Layout::Packed,
+        transmit: false,
+        peer: 165.0,
+        bar: 115.0,
+    },
+];
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [] => println!("{}", report()?.table()),
+        ["--json"] => println!("{}", report()?.json()?),
+        ["--check"] => check()?,
+        ["--measure", name] => {
+            let found = COUNTS.iter().find(|count| count.name == name);
+            found.context("no such case")?.measure()?;
+        }
+        _ => bail!("usage: net [--json | --check]"),
+    }
+    Ok(())
+}
+
+fn report() -> Result<Report> {
+    let mut cases = Vec::new();
+    for count in &COUNTS {
+        if callgrind::available() {
+            let pattern = if count.transmit {
+                "*TransmitQueue*::turn"
+            } else {
+                "*ReceiveQueue*::turn"
+            };
+            let ours = callgrind::count(pattern, &["--measure", count.name])?;
+            let mut case = Case::new(count.name, UNIT, Better::Lower, &[ours], (PEER, &[count.peer]));
+            case.bar = Some(count.bar);
+            cases.push(case);
+        } else {
+            let why = "needs valgrind (Debian package `valgrind`)".to_owned();
+            cases.push(Case::skipped(count.name, UNIT, Better::Lower, PEER, why));
+        }
+    }
+    Ok(Report::new("net", cases))
+}
+
+fn check() -> Result<()> {
+    let report = report()?;
+    println!("{}", report.table());
+    let missed: Vec<&str> = report
+        .cases()
+        .iter()
+        .filter(|case| !case.meets_bar())
+        .map(|case| case.name.as_str())
+        .collect();
+    if !missed.is_empty() {
+        bail!("over the bar: {}", missed.join(", "));
+    }
+    Ok(())
+}
+
+struct Silent;
+
+impl InterruptSink for Silent {
+    fn signal(&self) {}
+}
+
+impl EventSink for Silent {
+    fn config_changed(&self) {}
+    fn needs_reset(&self, reason: &str) {
+        panic!("{reason}");
+    }
+}
+
+impl Count {
+    /// Runs rounds of packets and prints how many went through.
+    fn measure(&self) -> Result<()> {
+        let memory = GuestMemory::new(vec![Region::memfd(0, 4 << 20)?])?;
+        let config = RingConfig {
+            layout: self.layout,
+            size: 256,
+            descriptor_area: 0x1_0000,
+            driver_area: 0x1_2000,
+            device_area: 0x1_3000,
+            features: RingFeatures {
+                event_idx: true,
+                ..RingFeatures::default()
+            },
+            max_chain: 128,
+        };
+        let mut driver = DriverRing::start(QueueMemory(memory.clone()), &config, None)?;
+        driver.disarm();
+        let worker = Worker::start("net", ReactorKind::Epoll)?;
+        let host = Host::new(FRAME);
+        let mut net = Net::new(
+            &NetConfig::default(),
+            Box::new(host.clone()),
+            vec![worker.handle()],
+        )?;
+        let doorbell = Doorbell::new()?;
+        let parts = QueueParts {
+            index: u16::from(self.transmit),
+            memory: memory.clone(),
+            doorbell: doorbell.clone(),
+            interrupt: Interrupt::new(Arc::new(Silent)),
+            events: DeviceEvents::new(Arc::new(Silent)),
+        };
+        let queue = DeviceQueue::start(parts, &config, QueueState::fresh(self.layout))?;
+        let layout = Features::when(self.layout == Layout::Packed, feature::RING_PACKED);
+        let accepted = feature::VERSION_1 | layout | net::feature::MRG_RXBUF;
+        net.start_queue(u16::from(self.transmit), queue, accepted)?;
+        let mut done = 0;
+        for round in 0..ROUNDS {
+            for packet in 0..BATCH {
+                let addr = 0x10_0000 + (round * BATCH + packet) % 256 * u64::from(BUFFER);
+                let len = if self.transmit {
+                    (net::HEADER_SIZE + FRAME) as u32
+                } else {
+                    BUFFER
+                };
+                let segment = [Segment { addr, len }];
+                let (readable, writable): (&[_], &[_]) = if self.transmit {
+                    (&segment, &[])
+                } else {
+                    (&[], &segment)
+                };
+                driver
+                    .offer(readable, writable, packet)
+                    .ok()
+                    .context("the ring is full")?;
+            }
+            driver.publish();
+            if !self.transmit {
+                host.supply(BATCH);
+            }
+            doorbell.ring();
+            let before = done;
+            while done < before + BATCH {
+                match driver.reap()? {
+                    Some(_) => done += 1,
+                    None => std::thread::yield_now(),
+                }
+            }
+        }
+        println!("{done}");
+        Ok(())
+    }
+}
