@@ -1,6 +1,6 @@
 use core::mem::offset_of;
 
-use treaty_virtio_ring::Segment;
+use treaty_virtio_ring::{Full, Segment};
 use treaty_virtio_spec::blk::{
     Config, RequestHeader, SECTOR_SIZE, feature as blk_feature, request_type, status,
 };
@@ -165,26 +165,38 @@ impl<T: Transport, D: DmaMemory> Blk<T, D> {
             addr: header_addr + STATUS_OFFSET,
             len: 1,
         };
-        let mut list = [header; MAX_DATA_SEGMENTS + 1];
         let write = matches!(operation, BlkOperation::Write(_));
-        // A write's readable part is header and data; a read's writable part is data and status.
-        let data_at = usize::from(write);
-        for (place, segment) in list.iter_mut().skip(data_at).zip(data) {
-            *place = *segment;
-        }
-        if !write && let Some(place) = list.get_mut(data.len()) {
-            *place = status;
-        }
-        let list = list.get(..=data.len()).unwrap_or_default();
-        let offered = match write {
-            true => self.queue.offer(list, &[status], u64::from(slot)),
-            false => self.queue.offer(&[header], list, u64::from(slot)),
+        let offered = match (data, write) {
+            // By far the most requests.
+            ([data], true) => self.queue.offer(&[header, *data], &[status], u64::from(slot)),
+            ([data], false) => self.queue.offer(&[header], &[*data, status], u64::from(slot)),
+            _ => self.offer_many(header, data, status, write, u64::from(slot)),
         };
         if offered.is_err() {
             return Ok(false);
         }
         self.slots.put(token);
         Ok(true)
+    }
+
+    fn offer_many(
+        &mut self,
+        header: Segment,
+        data: &[Segment],
+        status: Segment,
+        write: bool,
+        slot: u64,
+    ) -> Result<(), Full> {
+        // A write's readable part is header and data; a read's writable part is data and status.
+        let mut list = [if write { header } else { status }; MAX_DATA_SEGMENTS + 1];
+        for (place, segment) in list.iter_mut().skip(usize::from(write)).zip(data) {
+            *place = *segment;
+        }
+        let list = list.get(..=data.len()).unwrap_or_default();
+        match write {
+            true => self.queue.offer(list, &[status], slot),
+            false => self.queue.offer(&[header], list, slot),
+        }
     }
 
     fn check(&self, operation: BlkOperation, sector: u64, data: &[Segment]) -> Result<(), DriverError> {
