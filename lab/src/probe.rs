@@ -92,8 +92,10 @@ pub struct ProbeFigures {
     pub mode: String,
     /// Bytes of one operation.
     pub bytes: u32,
-    /// Operations in flight.
+    /// The most operations in flight.
     pub depth: u32,
+    /// Operations that are started together.
+    pub batch: u32,
     /// Operations of the median run.
     pub operations: u64,
     /// Operations per second: median run.

@@ -16,7 +16,7 @@ use treaty_lab::{Cache, PROBE_PASSED, ProbeMachine, ProbeReport, build_probe};
 
 /// Every kind of workload, polled and by interrupt, each once and briefly.
 const COMMAND_LINE: &str =
-    "blk=4096,1 blk=4096,32 blkw=8192,4 net=256,16 rng=48 console=20 runs=1 ms=20 mode=both";
+    "blk=4096,1 blk=4096,32,8 blkw=8192,4 net=256,16 rng=48 console=20 runs=1 ms=20 mode=both";
 const DISK_BYTES: usize = 4 << 20;
 /// Runs of a few seconds; hosts may be busy.
 const LIMIT: Duration = Duration::from_secs(120);

@@ -7,7 +7,7 @@ use treaty_virtio_driver::{DmaMemory, DriverError, Queue, Transport};
 use treaty_virtio_spec::{Features, feature};
 
 use crate::clock::{self, Clock};
-use crate::params::Params;
+use crate::params::{Load, Params};
 use crate::{interrupts, say};
 
 /// How completions are awaited.
@@ -42,10 +42,8 @@ pub struct Case<'a> {
     pub mode: Mode,
     /// What was negotiated.
     pub features: Features,
-    /// Bytes of one operation.
-    pub bytes: u32,
-    /// Operations in flight.
-    pub depth: u16,
+    /// How much at a time.
+    pub load: Load,
 }
 
 /// A stretch of time that a loop may take: `is_over` after the run's milliseconds; `is_stuck` when nothing has come
@@ -186,8 +184,8 @@ pub fn report(
             "{:<10} {} {ring:<6} {mode:<9} {:>5} B x {:<3} {:>9}/s {:>7} ns {:>8} cycles {:>6} doorbells {:>6} interrupts",
             case.name,
             case.place,
-            case.bytes,
-            case.depth,
+            case.load.bytes,
+            case.load.depth,
             rates[1],
             clock.ns(middle.cycles) / operations,
             middle.cycles / operations,
@@ -196,14 +194,15 @@ pub fn report(
         );
     }
     say!(
-        "PROBE {{\"workload\":\"{}\",\"device\":\"{}\",\"ring\":\"{ring}\",\"features\":[{}],\"mode\":\"{mode}\",\"bytes\":{},\"depth\":{},\
+        "PROBE {{\"workload\":\"{}\",\"device\":\"{}\",\"ring\":\"{ring}\",\"features\":[{}],\"mode\":\"{mode}\",\"bytes\":{},\"depth\":{},\"batch\":{},\
          \"operations\":{},\"ops_per_s\":{},\"spread\":[{},{}],\"ns_per_op\":{},\"cycles_per_op\":{},\"notifications\":{},\
          \"interrupts\":{},\"notifications_per_op\":{},\"interrupts_per_op\":{}}}",
         case.name,
         case.place,
         FeatureNames(case.features),
-        case.bytes,
-        case.depth,
+        case.load.bytes,
+        case.load.depth,
+        case.load.batch,
         middle.operations,
         rates[1],
         rates[0],

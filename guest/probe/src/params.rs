@@ -3,9 +3,9 @@
 //!
 //! | word | meaning |
 //! |---|---|
-//! | `blk[=BYTES,DEPTH]` | block reads; may be given several times |
-//! | `blkw[=BYTES,DEPTH]` | block writes, on a range that is saved and put back |
-//! | `net[=BYTES[,DEPTH]]` | sent frames, and how many came back |
+//! | `blk[=BYTES,DEPTH,BATCH]` | block reads: DEPTH in flight, new ones when BATCH have come back; may be given several times |
+//! | `blkw[=BYTES,DEPTH,BATCH]` | block writes, on a range that is saved and put back |
+//! | `net[=BYTES,DEPTH,BATCH]` | sent frames, and how many came back |
 //! | `rng[=BYTES]`, `console[=LINES]` | entropy requests; lines of output |
 //! | `ring=split\|packed\|both` | ring layouts, default both (packed where it is offered) |
 //! | `mode=polled\|interrupt\|both` | how completions are awaited, default polled |
@@ -21,15 +21,36 @@ use alloc::vec::Vec;
 
 use treaty_virtio_spec::{Features, feature};
 
+/// How much at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Bytes of one operation.
+    pub bytes: u32,
+    /// The most operations in flight.
+    pub depth: u16,
+    /// New operations wait until so many can be started with one notification.
+    pub batch: u16,
+}
+
+impl Load {
+    const fn new(bytes: u32, depth: u16) -> Self {
+        Self {
+            bytes,
+            depth,
+            batch: 1,
+        }
+    }
+}
+
 /// One thing to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Reads of so many bytes, so many in flight.
-    BlkRead(u32, u16),
+    /// Reads.
+    BlkRead(Load),
     /// Writes.
-    BlkWrite(u32, u16),
-    /// Frames of so many bytes, so many in flight.
-    Net(u32, u16),
+    BlkWrite(Load),
+    /// Frames.
+    Net(Load),
     /// Requests for so many random bytes.
     Rng(u32),
     /// Lines of output.
@@ -114,9 +135,9 @@ impl Params {
         }
         if params.work.is_empty() {
             let all = [
-                Work::BlkRead(4096, 1),
-                Work::BlkRead(4096, 32),
-                Work::Net(64, 32),
+                Work::BlkRead(Load::new(4096, 1)),
+                Work::BlkRead(Load::new(4096, 32)),
+                Work::Net(Load::new(64, 32)),
                 Work::Rng(64),
                 Work::Console(32),
             ];
@@ -131,15 +152,23 @@ impl Params {
     fn word(&mut self, key: &str, value: &str) {
         let numbers = Numbers::of(value);
         let bytes = |default: u64| numbers.at(0).unwrap_or(default).clamp(1, 1 << 20) as u32;
-        let depth = |default: u64| numbers.at(1).unwrap_or(default).clamp(1, 1024) as u16;
+        let load = |bytes: u32| {
+            let depth = numbers.at(1).unwrap_or(32).clamp(1, 1024);
+            let batch = numbers.at(2).unwrap_or(1).clamp(1, depth);
+            Load {
+                bytes,
+                depth: depth as u16,
+                batch: batch as u16,
+            }
+        };
         match key {
             "blk" => self
                 .work
-                .push(Work::BlkRead(bytes(4096).next_multiple_of(512), depth(32))),
+                .push(Work::BlkRead(load(bytes(4096).next_multiple_of(512)))),
             "blkw" => self
                 .work
-                .push(Work::BlkWrite(bytes(4096).next_multiple_of(512), depth(32))),
-            "net" => self.work.push(Work::Net(bytes(64).clamp(60, 1514), depth(32))),
+                .push(Work::BlkWrite(load(bytes(4096).next_multiple_of(512)))),
+            "net" => self.work.push(Work::Net(load(bytes(64).clamp(60, 1514)))),
             "rng" => self.work.push(Work::Rng(bytes(64).min(65536))),
             "console" => self.work.push(Work::Console(bytes(32).min(100_000))),
             "ring" => self.rings = (value != "packed", value != "split"),

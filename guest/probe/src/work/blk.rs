@@ -8,6 +8,7 @@ use super::Context;
 use crate::clock::Clock;
 use crate::dma::Arena;
 use crate::measure::{Counts, Failure, Mode, Stretch, report, wait};
+use crate::params::Load;
 
 /// Bytes that are written and read back, at the end of the disk. They are saved before and put back afterwards.
 const SCRATCH: u64 = 128 << 10;
@@ -21,8 +22,7 @@ type Disk<T> = Blk<T, Arena>;
 pub fn run<T: Transport>(
     context: &Context<'_>,
     transport: T,
-    bytes: u32,
-    depth: u16,
+    load: Load,
     write: bool,
 ) -> Result<(), Failure> {
     let mut disk = Disk::start(transport, Arena, &context.options)?;
@@ -31,17 +31,16 @@ pub fn run<T: Transport>(
     let saved = session.check()?;
     let capacity = session.disk.capacity_sectors() * SECTOR_SIZE;
     let span = if write { SCRATCH } else { SPAN };
-    let blocks = capacity.min(span) / u64::from(bytes);
+    let blocks = capacity.min(span) / u64::from(load.bytes);
     if blocks == 0 || (write && saved.is_none()) {
         return Err(Failure::Data(
             "the disk is too small or read-only for this workload",
         ));
     }
-    let buffers = allocate(u64::from(depth) * u64::from(bytes))?;
+    let buffers = allocate(u64::from(load.depth) * u64::from(load.bytes))?;
     let features = session.disk.features();
-    let load = Load {
-        bytes,
-        depth,
+    let plan = Plan {
+        load,
         blocks,
         write,
         // Writes stay inside the scratch range.
@@ -52,9 +51,9 @@ pub fn run<T: Transport>(
         },
         buffers,
     };
-    let case = context.case(name, features, bytes, depth);
+    let case = context.case(name, features, load);
     report(context.params, context.clock, &case, || {
-        session.timed(context.params.ms, &load)
+        session.timed(context.params.ms, &plan)
     })?;
     if let Some(saved) = saved {
         session.whole(Direction::Write, saved)?;
@@ -69,9 +68,8 @@ fn allocate(len: u64) -> Result<u64, Failure> {
 }
 
 /// A timed workload.
-struct Load {
-    bytes: u32,
-    depth: u16,
+struct Plan {
+    load: Load,
     /// Places that requests go to.
     blocks: u64,
     first_sector: u64,
@@ -198,16 +196,17 @@ impl<'a, T: Transport> Session<'a, T> {
         Ok(())
     }
 
-    /// Keeps `depth` requests in flight for `ms`: whatever comes back is replaced at once, with one notification for all
-    /// that came back together.
-    fn timed(&mut self, ms: u64, load: &Load) -> Result<Counts, Failure> {
+    /// Keeps up to `depth` requests in flight for `ms`: when `batch` have come back they are replaced, with one notification
+    /// for all that came back together.
+    fn timed(&mut self, ms: u64, plan: &Plan) -> Result<Counts, Failure> {
         let before = self.disk.queue().notifications();
         let mut stretch = Stretch::start(self.clock, ms);
-        let mut idle: Vec<u64> = (0..u64::from(load.depth)).collect();
+        let mut idle: Vec<u64> = (0..u64::from(plan.load.depth)).collect();
         let (mut operations, mut over) = (0, false);
         loop {
-            while !over && let Some(slot) = idle.pop() {
-                if !self.submit(load, slot)? {
+            let refill = !over && idle.len() >= usize::from(plan.load.batch);
+            while refill && let Some(slot) = idle.pop() {
+                if !self.submit(plan, slot)? {
                     idle.push(slot);
                     break;
                 }
@@ -224,7 +223,7 @@ impl<'a, T: Transport> Session<'a, T> {
             }
             if progress {
                 over |= stretch.is_over();
-            } else if over && idle.len() == usize::from(load.depth) {
+            } else if over && idle.len() == usize::from(plan.load.depth) {
                 break;
             } else {
                 self.wait(&stretch)?;
@@ -234,18 +233,18 @@ impl<'a, T: Transport> Session<'a, T> {
         Ok(stretch.counts(operations, notifications))
     }
 
-    fn submit(&mut self, load: &Load, slot: u64) -> Result<bool, Failure> {
+    fn submit(&mut self, plan: &Plan, slot: u64) -> Result<bool, Failure> {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         // The high half of a product instead of a remainder: no division per request.
-        let block = (u128::from(self.random) * u128::from(load.blocks)) >> 64;
-        let sector = load.first_sector + block as u64 * (u64::from(load.bytes) / SECTOR_SIZE);
+        let block = (u128::from(self.random) * u128::from(plan.blocks)) >> 64;
+        let sector = plan.first_sector + block as u64 * (u64::from(plan.load.bytes) / SECTOR_SIZE);
         let data = [Segment {
-            addr: load.buffers + slot * u64::from(load.bytes),
-            len: load.bytes,
+            addr: plan.buffers + slot * u64::from(plan.load.bytes),
+            len: plan.load.bytes,
         }];
-        let operation = match load.write {
+        let operation = match plan.write {
             true => BlkOperation::Write(sector),
             false => BlkOperation::Read(sector),
         };

@@ -5,11 +5,20 @@ use treaty_virtio_driver::{Console, Transport};
 use super::Context;
 use crate::dma::Arena;
 use crate::measure::{Failure, Stretch, report, wait};
+use crate::params::Load;
 
 /// Writes numbered lines, one at a time in flight, so that the host can check that none is missing.
 pub fn run<T: Transport>(context: &Context<'_>, transport: T, lines: u32) -> Result<(), Failure> {
     let mut console = Console::start(transport, Arena, &context.options)?;
-    let case = context.case("console", console.features(), 24, 1);
+    let case = context.case(
+        "console",
+        console.features(),
+        Load {
+            bytes: 24,
+            depth: 1,
+            batch: 1,
+        },
+    );
     let mut number = 0_u32;
     report(context.params, context.clock, &case, || {
         let before = console.transmit_queue().notifications();

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::dma::Arena;
 use crate::interrupts;
 use crate::measure::{Case, Failure, Mode};
-use crate::params::{Params, Work};
+use crate::params::{Load, Params, Work};
 use crate::say;
 use crate::window::Window;
 
@@ -33,14 +33,13 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    fn case(&self, name: &'a str, features: Features, bytes: u32, depth: u16) -> Case<'a> {
+    fn case(&self, name: &'a str, features: Features, load: Load) -> Case<'a> {
         Case {
             name,
             place: self.place,
             mode: self.mode,
             features,
-            bytes,
-            depth,
+            load,
         }
     }
 }
@@ -168,9 +167,9 @@ fn dispatch<T: Transport<Registers = Window>>(
     transport: T,
 ) -> Result<(), Failure> {
     match work {
-        Work::BlkRead(bytes, depth) => blk::run(context, transport, bytes, depth, false),
-        Work::BlkWrite(bytes, depth) => blk::run(context, transport, bytes, depth, true),
-        Work::Net(bytes, depth) => net::run(context, transport, bytes, depth),
+        Work::BlkRead(load) => blk::run(context, transport, load, false),
+        Work::BlkWrite(load) => blk::run(context, transport, load, true),
+        Work::Net(load) => net::run(context, transport, load),
         Work::Rng(bytes) => rng::run(context, transport, bytes),
         Work::Console(lines) => console::run(context, transport, lines),
     }

@@ -3,6 +3,7 @@ use treaty_virtio_driver::{Net, Transport};
 use super::Context;
 use crate::dma::Arena;
 use crate::measure::{Counts, Failure, Stretch, report, wait};
+use crate::params::Load;
 use crate::say;
 
 const HEADER: usize = 14;
@@ -11,10 +12,10 @@ const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 const MARK: [u8; 8] = *b"TreatyPr";
 
 /// Sends frames for the time of a run; counts those that came back.
-pub fn run<T: Transport>(context: &Context<'_>, transport: T, bytes: u32, depth: u16) -> Result<(), Failure> {
+pub fn run<T: Transport>(context: &Context<'_>, transport: T, load: Load) -> Result<(), Failure> {
     let mut card = Net::start(transport, Arena, &context.options)?;
     let mut frame = [0_u8; 1514];
-    let frame = &mut frame[..bytes as usize];
+    let frame = &mut frame[..load.bytes as usize];
     // To the card itself, from a locally administered address that nobody has: no station on a real network answers,
     // and a wire that ends in a mirror brings it back.
     frame[..6].copy_from_slice(&card.mac());
@@ -24,11 +25,16 @@ pub fn run<T: Transport>(context: &Context<'_>, transport: T, bytes: u32, depth:
     for (index, byte) in frame.iter_mut().enumerate().skip(HEADER + 8) {
         *byte = index as u8;
     }
-    let depth = depth.min(card.transmit_queue().size());
-    let case = context.case("net-tx", card.features(), bytes, depth);
+    let depth = load.depth.min(card.transmit_queue().size());
+    let load = Load {
+        depth,
+        batch: load.batch.min(depth),
+        ..load
+    };
+    let case = context.case("net-tx", card.features(), load);
     let mut echoes = 0_u64;
     report(context.params, context.clock, &case, || {
-        timed(context, &mut card, frame, depth, &mut echoes)
+        timed(context, &mut card, frame, load, &mut echoes)
     })?;
     say!("PROBE {{\"device\":\"{}\",\"echoes\":{echoes}}}", context.place);
     card.stop()?;
@@ -39,14 +45,15 @@ fn timed<T: Transport>(
     context: &Context<'_>,
     card: &mut Net<T, Arena>,
     frame: &[u8],
-    depth: u16,
+    load: Load,
     echoes: &mut u64,
 ) -> Result<Counts, Failure> {
     let before = card.transmit_queue().notifications();
     let mut stretch = Stretch::start(context.clock, context.params.ms);
     let (mut in_flight, mut sent, mut over, mut spins) = (0_u16, 0, false, 0);
     loop {
-        while !over && in_flight < depth && card.send(frame)? {
+        let refill = !over && load.depth - in_flight >= load.batch;
+        while refill && in_flight < load.depth && card.send(frame)? {
             in_flight += 1;
         }
         card.transmit_queue().notify();

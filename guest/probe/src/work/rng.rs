@@ -4,6 +4,7 @@ use treaty_virtio_ring::Segment;
 use super::Context;
 use crate::dma::Arena;
 use crate::measure::{Counts, Failure, Stretch, report, wait};
+use crate::params::Load;
 
 const DEPTH: u16 = 4;
 
@@ -18,7 +19,15 @@ pub fn run<T: Transport>(context: &Context<'_>, transport: T, bytes: u32) -> Res
         addr: area + slot * stride,
         len: bytes,
     };
-    let case = context.case("rng", source.features(), bytes, depth);
+    let case = context.case(
+        "rng",
+        source.features(),
+        Load {
+            bytes,
+            depth,
+            batch: 1,
+        },
+    );
     let mut ones = (0_u64, 0_u64);
     report(context.params, context.clock, &case, || {
         timed(context, &mut source, depth, buffer, &mut ones)
