@@ -86,6 +86,20 @@ impl Task for Wild {
     }
 }
 
+/// A file that is gone when it is closed.
+fn nameless_file(seed: u64) -> std::fs::File {
+    let path = std::env::temp_dir().join(format!("treaty-sim-{}-{seed}", std::process::id()));
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .unwrap();
+    std::fs::remove_file(&path).unwrap();
+    file
+}
+
 fn scenario(seed: u64) {
     let mut random = Random::new(seed);
     let faults = Faults {
@@ -97,15 +111,7 @@ fn scenario(seed: u64) {
     };
     let mut sim = Sim::new(seed, faults);
     let handle = sim.handle();
-    let path = std::env::temp_dir().join(format!("treaty-sim-{}-{seed}", std::process::id()));
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&path)
-        .unwrap();
-    std::fs::remove_file(&path).unwrap();
+    let file = nameless_file(seed);
     let mut tasks = Vec::new();
     for number in 0..4 {
         let life = Arc::new(Mutex::new(Life::default()));

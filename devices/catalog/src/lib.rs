@@ -14,15 +14,6 @@
         clippy::panic
     )
 )]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )
-)]
 
 mod chars;
 mod console;
