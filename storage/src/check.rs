@@ -1,6 +1,7 @@
 use crate::{Capabilities, Request, RequestKind, StorageError};
 
 /// Refuses a request that does not fit an image: everything that comes after may rely on range and alignment.
+#[inline]
 pub(crate) fn check(request: &Request, image: &Capabilities) -> Result<(), StorageError> {
     let data_len = request.buffers.len() as u64;
     let (offset, len) = match request.kind {

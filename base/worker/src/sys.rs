@@ -72,6 +72,17 @@ pub(crate) fn poll_now(fd: RawFd, events: i16) -> i64 {
     }
 }
 
+/// Waits until the descriptor is readable, or that long, or until a signal.
+pub(crate) fn sleep_until_readable(fd: RawFd, limit_ms: i32) {
+    let mut poll = libc::pollfd {
+        fd,
+        events: READABLE,
+        revents: 0,
+    };
+    // SAFETY: one live pollfd.
+    unsafe { libc::poll(&raw mut poll, 1, limit_ms) };
+}
+
 /// True if the descriptor is a regular file or a block device: it may block for the disk, never for a peer.
 pub(crate) fn is_file(fd: RawFd) -> bool {
     // SAFETY: all zeroes is a valid `stat`.

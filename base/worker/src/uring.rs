@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
 use io_uring::register::Restriction;
@@ -50,6 +50,8 @@ pub(crate) struct Uring {
     carried: u32,
     mailbox: RawFd,
     epoch: Instant,
+    /// Sleep in `poll`, not in io_uring_enter.
+    poll_to_sleep: bool,
 }
 
 impl Uring {
@@ -72,9 +74,23 @@ impl Uring {
             carried: 0,
             mailbox,
             epoch: Instant::now(),
+            poll_to_sleep: under_valgrind(),
         };
         engine.backlog.push_back(watch_entry(mailbox, MAILBOX));
         Ok(engine)
+    }
+
+    /// Puts an entry where it will be submitted at the end of this pass of the loop.
+    #[inline]
+    fn push(&mut self, entry: squeue::Entry) {
+        if self.backlog.is_empty() && self.carried < COMPLETION_ENTRIES {
+            // SAFETY: as in `fill`.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                self.carried += 1;
+                return;
+            }
+        }
+        self.backlog.push_back(entry);
     }
 
     /// Moves waiting entries to the submission queue as far as there is room. Returns how many wait to be submitted.
@@ -101,6 +117,10 @@ impl Uring {
         let mut wait = wait;
         // Completions that are visible already leave nothing to wait for.
         if !self.ring.completion().is_empty() {
+            wait = Wait::No;
+        }
+        if self.poll_to_sleep && wait != Wait::No {
+            self.sleep_in_poll();
             wait = Wait::No;
         }
         let result = match wait {
@@ -135,6 +155,14 @@ impl Uring {
         }
     }
 
+    /// Submits, then sleeps a little, or until the ring has something to say.
+    fn sleep_in_poll(&mut self) {
+        if self.ring.submitter().submit().is_ok() && self.ring.completion().is_empty() {
+            // Briefly: the kernel's first wake of a poll on such a ring can get lost.
+            sys::sleep_until_readable(self.ring.as_raw_fd(), 1);
+        }
+    }
+
     /// Reports every visible completion.
     fn reap(&mut self, tasks: &mut Tasks) {
         let Self {
@@ -162,6 +190,12 @@ impl Uring {
             }
         }
     }
+}
+
+/// Valgrind runs one thread at a time and does not know that io_uring_enter may block: a worker asleep there would stop
+/// the whole process.
+fn under_valgrind() -> bool {
+    std::env::var_os("LD_PRELOAD").is_some_and(|list| list.to_string_lossy().contains("vgpreload"))
 }
 
 /// A ring whose completions are run by its own thread when it looks for them. Older kernels know fewer flags.
@@ -305,13 +339,13 @@ fn ended(tasks: &mut Tasks, index: u32, token: Token, result: i64, more: bool) -
 impl Engine for Uring {
     fn start(&mut self, tasks: &mut Tasks, index: u32) {
         let token = tasks.slots.token(index);
-        self.backlog.push_back(entry_of(tasks.slots.get(index), token));
+        self.push(entry_of(tasks.slots.get(index), token));
     }
 
     fn cancel(&mut self, tasks: &mut Tasks, index: u32) {
         let token = tasks.slots.token(index);
         let entry = opcode::AsyncCancel::new(token.0).build();
-        self.backlog.push_back(entry.user_data(CANCELLATION));
+        self.push(entry.user_data(CANCELLATION));
     }
 
     fn wait(&mut self, tasks: &mut Tasks, wait: Wait) {
@@ -338,6 +372,8 @@ impl Drop for Uring {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use io_uring::{opcode, types};
 
     use super::Uring;
@@ -345,7 +381,6 @@ mod tests {
 
     #[test]
     fn hardening_26_the_ring_refuses_operations_that_workers_do_not_use() {
-        use std::os::fd::AsRawFd;
         let mailbox = sys::eventfd().unwrap();
         let mut engine = match Uring::new(mailbox.as_raw_fd()) {
             Ok(engine) => engine,

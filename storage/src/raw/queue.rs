@@ -1,15 +1,15 @@
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use treaty_buffers::{AlignedBlock, IoBuffers};
-use treaty_worker::{Completion, HostOp, Turn};
+use treaty_worker::{Completion, HostOp, OpKind, Turn};
 
 use super::image::RawFile;
-use super::step::{Active, Step};
+use super::step::{Active, End, Step};
 use crate::check::check;
-use crate::{BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
+use crate::{BlockQueue, Capabilities, Finished, Request, StorageError};
 
 /// Requests of one queue that the host works on at once; further ones wait here.
 const MAX_OPERATIONS: usize = 512;
@@ -39,9 +39,17 @@ pub(crate) struct RawQueue {
     waiting: VecDeque<Request>,
     /// Ends that nobody was told yet.
     finished: Vec<Finished>,
+    /// Requests whose operation works on a block of ours, by index.
+    parked: HashMap<usize, Parked>,
     bounces: Vec<AlignedBlock>,
     bounces_made: usize,
     zeroes: Option<AlignedBlock>,
+}
+
+/// A request's buffers while its operation has a block of ours.
+struct Parked {
+    buffers: IoBuffers,
+    block: AlignedBlock,
 }
 
 impl RawQueue {
@@ -55,6 +63,7 @@ impl RawQueue {
             bytes: 0,
             waiting: VecDeque::new(),
             finished: Vec::new(),
+            parked: HashMap::new(),
             bounces: Vec::new(),
             bounces_made: 0,
             zeroes: None,
@@ -62,12 +71,14 @@ impl RawQueue {
     }
 
     /// True if O_DIRECT would refuse these buffers.
+    #[inline]
     fn needs_bounce(&self, buffers: &IoBuffers) -> bool {
         let mask = self.file.alignment - 1;
         let crooked = |range: &libc::iovec| (range.iov_base as usize | range.iov_len) & mask != 0;
         mask != 0 && buffers.iovecs().iter().any(crooked)
     }
 
+    #[inline]
     fn has_room(&self, request: &Request) -> bool {
         let len = request.buffers.len() as u64;
         self.running < MAX_OPERATIONS
@@ -77,25 +88,21 @@ impl RawQueue {
                 || !self.needs_bounce(&request.buffers))
     }
 
+    #[cold]
+    fn refuse(&mut self, request: Request, error: StorageError) {
+        let Request { tag, buffers, .. } = request;
+        let result = Err(Box::new(error));
+        self.finished.push(Finished { tag, result, buffers });
+    }
+
+    #[inline]
     fn begin(&mut self, turn: &mut Turn<'_>, request: Request) {
         let Request { tag, kind, buffers } = request;
         let mut active = Active::new(tag, kind, buffers.len());
-        if kind == RequestKind::Flush && self.file.state.lost_writes.get() {
-            let error = active.error(&self.file, io::Error::other("an earlier flush failed"));
-            let result = Err(Box::new(error));
+        let crooked = self.needs_bounce(&buffers);
+        let plain = matches!(active.step, Step::Read | Step::Write) && !crooked && active.left > 0;
+        if !plain && let Some(result) = self.prepare(&mut active, crooked) {
             return self.finished.push(Finished { tag, result, buffers });
-        }
-        if active.skip_impossible(&self.file) {
-            let result = Ok(());
-            return self.finished.push(Finished { tag, result, buffers });
-        }
-        if self.needs_bounce(&buffers) {
-            active.step = match active.step {
-                Step::Read => Step::ReadBounced,
-                Step::Write => Step::WriteBounced,
-                other => other,
-            };
-            active.bounce = Some(self.take_bounce());
         }
         self.running += 1;
         self.bytes += active.data_len;
@@ -106,7 +113,29 @@ impl RawQueue {
             self.active.push(active);
             self.active.len() - 1
         };
-        self.issue(turn, index, buffers);
+        if plain {
+            self.send(turn, active.op_kind(), index, buffers);
+        } else {
+            self.issue(turn, index, buffers);
+        }
+    }
+
+    /// Chooses the first step of anything but a plain read or write. Answers its end if there is nothing to do.
+    #[cold]
+    fn prepare(&mut self, active: &mut Active, crooked: bool) -> Option<End> {
+        if active.step == Step::Flush && self.file.state.lost_writes.get() {
+            let earlier = io::Error::other("an earlier flush failed");
+            return Some(Err(active.error(&self.file, earlier)));
+        }
+        if active.skip_impossible(&self.file) {
+            return Some(Ok(()));
+        }
+        match active.step {
+            Step::Read if crooked => active.step = Step::ReadBounced,
+            Step::Write if crooked => active.step = Step::WriteBounced,
+            _ => {}
+        }
+        None
     }
 
     fn take_bounce(&mut self) -> AlignedBlock {
@@ -116,55 +145,100 @@ impl RawQueue {
         })
     }
 
-    /// Starts the next operation of a request. `buffers` are the request's, as far as they are not done.
-    fn issue(&mut self, turn: &mut Turn<'_>, index: usize, buffers: IoBuffers) {
-        let active = &mut self.active[index];
-        let kind = active.op_kind();
-        let buffers = if active.step.uses_own_buffers() {
-            buffers
-        } else {
-            let zeroes = &mut self.zeroes;
-            let alignment = self.file.alignment.max(4096);
-            let mut part = match &active.bounce {
-                Some(block) => block.buffers(),
-                None => zeroes
-                    .get_or_insert_with(|| AlignedBlock::new(ZERO_BYTES, alignment))
-                    .buffers(),
-            };
-            part.truncate(usize::try_from(active.left).unwrap_or(usize::MAX));
-            if active.step == Step::WriteBounced {
-                buffers.copy_to_buffers(&mut part);
-            }
-            active.parked = buffers;
-            part
-        };
+    fn send(&mut self, turn: &mut Turn<'_>, kind: OpKind, index: usize, buffers: IoBuffers) {
         let fd = self.file.file.as_raw_fd();
         turn.submit(HostOp { fd, kind, buffers }, index as u64);
     }
 
-    /// Deals with the end of an operation: the request goes on, or it is finished.
-    fn ended(&mut self, turn: &mut Turn<'_>, completion: Completion, done: &mut Vec<Finished>) {
-        let Completion {
-            key,
-            result,
-            mut buffers,
-        } = completion;
-        let index = key as usize;
-        let active = &mut self.active[index];
-        let result = match result {
-            Ok(count) => active.moved(&self.file, count as u64, &mut buffers),
-            Err(error) => active.failed(&self.file, error, &mut buffers),
+    /// Starts the next operation of a request. `buffers` are the request's, as far as they are not done.
+    fn issue(&mut self, turn: &mut Turn<'_>, index: usize, buffers: IoBuffers) {
+        let active = self.active[index];
+        let kind = active.op_kind();
+        if active.step.uses_own_buffers() {
+            return self.send(turn, kind, index, buffers);
+        }
+        let block = match active.step {
+            Step::ZeroFill => {
+                let alignment = self.file.alignment.max(4096);
+                let zeroes = &mut self.zeroes;
+                zeroes
+                    .get_or_insert_with(|| AlignedBlock::new(ZERO_BYTES, alignment))
+                    .clone()
+            }
+            _ => match self.parked.remove(&index) {
+                Some(parked) => parked.block,
+                None => self.take_bounce(),
+            },
         };
-        let Some(result) = result else {
+        let mut part = block.buffers();
+        part.truncate(usize::try_from(active.left).unwrap_or(usize::MAX));
+        if active.step == Step::WriteBounced {
+            buffers.copy_to_buffers(&mut part);
+        }
+        self.parked.insert(index, Parked { buffers, block });
+        self.send(turn, kind, index, part);
+    }
+
+    /// Deals with the end of an operation: the request goes on, or it is finished.
+    #[inline]
+    fn ended(&mut self, turn: &mut Turn<'_>, completion: Completion, done: &mut Vec<Finished>) {
+        let Completion { key, result, buffers } = completion;
+        let index = key as usize;
+        let active = self.active[index];
+        match result {
+            Ok(count) if active.is_done_by(count) => self.finish(index, &active, Ok(()), buffers, done),
+            result => self.go_on(turn, index, result, buffers, done),
+        }
+    }
+
+    #[cold]
+    fn go_on(
+        &mut self,
+        turn: &mut Turn<'_>,
+        index: usize,
+        result: io::Result<usize>,
+        mut buffers: IoBuffers,
+        done: &mut Vec<Finished>,
+    ) {
+        let mut active = self.active[index];
+        if let Some(parked) = self.parked.get_mut(&index) {
+            let mut part = std::mem::replace(&mut buffers, std::mem::take(&mut parked.buffers));
+            if let (Step::ReadBounced, Ok(count)) = (active.step, &result) {
+                part.truncate(*count);
+                part.copy_to_buffers(&mut buffers);
+            }
+        }
+        let end = match result {
+            Ok(count) => active.moved(&self.file, count as u64, &mut buffers),
+            Err(error) => active.failed(&self.file, error),
+        };
+        self.active[index] = active;
+        let Some(result) = end else {
             return self.issue(turn, index, buffers);
         };
+        if let Some(parked) = self.parked.remove(&index)
+            && active.step != Step::ZeroFill
+        {
+            self.bounces.push(parked.block);
+        }
+        self.finish(index, &active, result, buffers, done);
+    }
+
+    #[inline]
+    fn finish(
+        &mut self,
+        index: usize,
+        active: &Active,
+        result: End,
+        buffers: IoBuffers,
+        done: &mut Vec<Finished>,
+    ) {
         self.running -= 1;
         self.bytes -= active.data_len;
-        self.bounces.extend(active.bounce.take());
         self.free.push(index);
         done.push(Finished {
             tag: active.tag,
-            result: result.map_err(Box::new),
+            result,
             buffers,
         });
     }
@@ -172,23 +246,17 @@ impl RawQueue {
 
 impl BlockQueue for RawQueue {
     fn submit(&mut self, turn: &mut Turn<'_>, request: Request) {
-        let refused = match check(&request, &self.capabilities) {
-            Err(error) => Some(error),
-            Ok(()) if self.waiting.len() >= MAX_WAITING => Some(StorageError::Invalid(
-                "more requests in flight than any queue has",
-            )),
-            Ok(()) => None,
-        };
-        if let Some(error) = refused {
-            self.finished.push(Finished {
-                tag: request.tag,
-                result: Err(Box::new(error)),
-                buffers: request.buffers,
-            });
+        if let Err(error) = check(&request, &self.capabilities) {
+            self.refuse(request, error);
         } else if self.waiting.is_empty() && self.has_room(&request) {
             self.begin(turn, request);
-        } else {
+        } else if self.waiting.len() < MAX_WAITING {
             self.waiting.push_back(request);
+        } else {
+            self.refuse(
+                request,
+                StorageError::Invalid("more requests in flight than any queue has"),
+            );
         }
     }
 

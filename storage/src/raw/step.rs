@@ -1,6 +1,6 @@
 use std::io;
 
-use treaty_buffers::{AlignedBlock, IoBuffers};
+use treaty_buffers::IoBuffers;
 use treaty_worker::OpKind;
 
 use super::image::RawFile;
@@ -32,56 +32,73 @@ impl Step {
 }
 
 /// Times an operation is tried again when the host says EINTR or EAGAIN.
-const MAX_RETRIES: u16 = 64;
+const MAX_RETRIES: u8 = 64;
 
-/// A request between its submission and its end.
+/// How a request ends.
+pub(crate) type End = Result<(), Box<StorageError>>;
+
+/// What a request was, for its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
+}
+
+/// A request between its submission and its end. Small and without destructor, as it is written and read for each.
+#[derive(Clone, Copy)]
 pub(crate) struct Active {
     pub(crate) tag: u32,
-    pub(crate) kind: RequestKind,
+    pub(crate) purpose: Purpose,
     pub(crate) step: Step,
     pub(crate) durable: bool,
+    /// Times that the host asked to try again, without progress in between.
+    retries: u8,
     /// Where the next operation starts, and what is left from there, in bytes.
     pub(crate) offset: u64,
     pub(crate) left: u64,
     /// Length of its own data, in bytes.
     pub(crate) data_len: u64,
-    /// Times that the host asked to try again, without progress in between.
-    pub(crate) retries: u16,
-    /// The request's buffers while the operation has others.
-    pub(crate) parked: IoBuffers,
-    pub(crate) bounce: Option<AlignedBlock>,
 }
 
 impl Active {
     pub(crate) fn new(tag: u32, kind: RequestKind, data_len: usize) -> Self {
-        let (step, offset, left, durable) = match kind {
-            RequestKind::Read { offset } => (Step::Read, offset, data_len as u64, false),
-            RequestKind::Write { offset, durable } => (Step::Write, offset, data_len as u64, durable),
-            RequestKind::Flush => (Step::Flush, 0, 0, false),
-            RequestKind::Discard { offset, len } => (Step::Punch, offset, len, false),
+        let data_len = data_len as u64;
+        let (purpose, step, offset, left, durable) = match kind {
+            RequestKind::Read { offset } => (Purpose::Read, Step::Read, offset, data_len, false),
+            RequestKind::Write { offset, durable } => {
+                (Purpose::Write, Step::Write, offset, data_len, durable)
+            }
+            RequestKind::Flush => (Purpose::Flush, Step::Flush, 0, 0, false),
+            RequestKind::Discard { offset, len } => (Purpose::Discard, Step::Punch, offset, len, false),
             RequestKind::WriteZeroes { offset, len, unmap } => {
                 let step = if unmap { Step::Punch } else { Step::ZeroRange };
-                (step, offset, len, false)
+                (Purpose::WriteZeroes, step, offset, len, false)
             }
         };
         Self {
             tag,
-            kind,
+            purpose,
             step,
             durable,
+            retries: 0,
             offset,
             left,
-            data_len: data_len as u64,
-            retries: 0,
-            parked: IoBuffers::new(),
-            bounce: None,
+            data_len,
         }
+    }
+
+    /// True if all of a plain read or write was done by an operation that moved `count` bytes.
+    pub(crate) fn is_done_by(&self, count: usize) -> bool {
+        count as u64 == self.left && matches!(self.step, Step::Read | Step::Write)
     }
 
     /// Leaves out steps that the file is known not to be able to do. True if nothing is left.
     pub(crate) fn skip_impossible(&mut self, file: &RawFile) -> bool {
         if self.step == Step::Punch && file.state.no_holes.get() {
-            if matches!(self.kind, RequestKind::Discard { .. }) {
+            if self.purpose == Purpose::Discard {
                 return true;
             }
             self.step = Step::ZeroRange;
@@ -108,33 +125,16 @@ impl Active {
         }
     }
 
-    /// The operation moved `count` bytes between the file and `buffers`. Answers the request's end; `None` if it goes on,
-    /// with `buffers` being what is left of the request's.
-    pub(crate) fn moved(
-        &mut self,
-        file: &RawFile,
-        count: u64,
-        buffers: &mut IoBuffers,
-    ) -> Option<Result<(), StorageError>> {
-        if matches!(self.step, Step::Flush | Step::Punch | Step::ZeroRange) {
-            return Some(Ok(()));
-        }
-        let count = count.min(self.left);
-        let bytes = count as usize;
-        if !self.step.uses_own_buffers() {
-            let mut part = std::mem::replace(buffers, std::mem::take(&mut self.parked));
-            if self.step == Step::ReadBounced {
-                part.truncate(bytes);
-                part.copy_to_buffers(buffers);
-            }
-        }
-        if count == self.left {
+    /// The operation moved `count` bytes. Answers the request's end; `None` if it goes on. `buffers` are the request's,
+    /// from where the operation started; they are advanced if it goes on.
+    pub(crate) fn moved(&mut self, file: &RawFile, count: u64, buffers: &mut IoBuffers) -> Option<End> {
+        if matches!(self.step, Step::Flush | Step::Punch | Step::ZeroRange) || count >= self.left {
             return Some(Ok(()));
         }
         if count == 0 {
             return Some(Err(self.stuck(file)));
         }
-        buffers.advance(bytes);
+        buffers.advance(count as usize);
         self.offset += count;
         self.left -= count;
         self.retries = 0;
@@ -142,15 +142,7 @@ impl Active {
     }
 
     /// The operation failed. Answers as [`moved`](Self::moved) does.
-    pub(crate) fn failed(
-        &mut self,
-        file: &RawFile,
-        error: io::Error,
-        buffers: &mut IoBuffers,
-    ) -> Option<Result<(), StorageError>> {
-        if !self.step.uses_own_buffers() {
-            *buffers = std::mem::take(&mut self.parked);
-        }
+    pub(crate) fn failed(&mut self, file: &RawFile, error: io::Error) -> Option<End> {
         match (error.raw_os_error(), self.step) {
             (Some(libc::EINTR | libc::EAGAIN), _) if self.retries < MAX_RETRIES => {
                 self.retries += 1;
@@ -169,7 +161,7 @@ impl Active {
 
     /// The error of an operation that moved nothing.
     #[cold]
-    fn stuck(&self, file: &RawFile) -> StorageError {
+    fn stuck(&self, file: &RawFile) -> Box<StorageError> {
         let (kind, text) = match self.step {
             Step::Read | Step::ReadBounced => (
                 io::ErrorKind::UnexpectedEof,
@@ -182,18 +174,18 @@ impl Active {
 
     /// The error of a host that failed.
     #[cold]
-    pub(crate) fn error(&self, file: &RawFile, source: io::Error) -> StorageError {
-        let action = match self.kind {
-            RequestKind::Read { .. } => "read of",
-            RequestKind::Write { .. } => "write to",
-            RequestKind::Flush => "flush of",
-            RequestKind::Discard { .. } => "discard in",
-            RequestKind::WriteZeroes { .. } => "zeroing in",
+    pub(crate) fn error(&self, file: &RawFile, source: io::Error) -> Box<StorageError> {
+        let action = match self.purpose {
+            Purpose::Read => "read of",
+            Purpose::Write => "write to",
+            Purpose::Flush => "flush of",
+            Purpose::Discard => "discard in",
+            Purpose::WriteZeroes => "zeroing in",
         };
         let mut text = format!("{action} {}", file.path.display());
         if self.step != Step::Flush {
             text += &format!(" at byte {} ({} bytes left)", self.offset, self.left);
         }
-        StorageError::Host { action: text, source }
+        Box::new(StorageError::Host { action: text, source })
     }
 }
