@@ -13,10 +13,11 @@ use treaty_testkit::guest_memory;
 use treaty_testkit::ours::{self, RigDma};
 use treaty_virtio_device::VirtioDevice;
 use treaty_virtio_driver::{
-    Blk, BlkOperation, Console, DmaMemory, DriverError, DriverOptions, Net, RING_FEATURES, Rng, Transport,
+    Blk, BlkOperation, Console, DmaMemory, DriverError, DriverOptions, Net, Queue, QueueOptions,
+    RING_FEATURES, Rng, Transport, negotiate,
 };
 use treaty_virtio_ring::Segment;
-use treaty_virtio_spec::{Features, feature};
+use treaty_virtio_spec::{Features, feature, status};
 use treaty_worker::{ReactorKind, Worker, WorkerHandle};
 
 /// A device that takes longer has lost a request.
@@ -300,4 +301,52 @@ fn console_over_every_transport_ring_and_feature() {
         Box::new(treaty_device_console::Console::new(config, worker.clone()).unwrap())
     };
     everywhere(make, &mut case);
+}
+
+struct QueueResetCase;
+
+impl Case for QueueResetCase {
+    /// Three lives of one queue, without a reset of the device. virtio 1.3 §2.6.1
+    fn run<T: Transport>(&mut self, mut transport: T, dma: RigDma, options: &DriverOptions) {
+        let accepted = negotiate(&mut transport, options.ring_features | feature::RING_RESET).unwrap();
+        assert!(accepted.has(feature::RING_RESET));
+        let queue_options = QueueOptions {
+            size: 16,
+            max_chain: 1,
+            vector: None,
+        };
+        let mut queue = Queue::start(&mut transport, &dma, 0, accepted, &queue_options).unwrap();
+        let running = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+        transport.set_status(running).unwrap();
+        let buffer = dma.allocate(64, 64).unwrap();
+        for life in 0..3 {
+            for token in 0..40 {
+                queue
+                    .offer(
+                        &[],
+                        &[Segment {
+                            addr: buffer,
+                            len: 64,
+                        }],
+                        token,
+                    )
+                    .unwrap();
+                queue.notify();
+                let used = wait("rng", || queue.reap().unwrap());
+                assert_eq!((used.token, used.written), (token, 64), "life {life}");
+            }
+            transport.reset_queue(0).unwrap();
+            assert_eq!(transport.status(), running);
+            queue = Queue::start(&mut transport, &dma, 0, accepted, &queue_options).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_queue_is_reset_and_started_again_over_every_transport_ring_and_feature() {
+    let make = |worker: &WorkerHandle| -> Box<dyn VirtioDevice> {
+        let config = treaty_device_rng::RngConfig::default();
+        Box::new(treaty_device_rng::Rng::new(config, worker.clone()))
+    };
+    everywhere(make, &mut QueueResetCase);
 }
