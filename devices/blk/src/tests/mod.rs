@@ -1,7 +1,6 @@
 //! The queue's loop against a driver ring and a scripted image, turn by turn on one thread.
 
 mod chains;
-mod cost;
 mod device;
 mod disk;
 mod durability;

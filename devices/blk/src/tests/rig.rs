@@ -129,7 +129,6 @@ pub struct Rig<I: BlockImage = ScriptedImage> {
     guest: Guest,
     pub task: Box<BlkQueue>,
     pub image: I,
-    pub turns: u64,
     pub shared: Arc<Shared>,
     pub counters: DeviceCounters,
     pub told: Arc<Told>,
@@ -316,7 +315,6 @@ impl<I: BlockImage> Rig<I> {
             guest,
             task,
             image,
-            turns: 0,
             shared,
             counters,
             told,
@@ -346,7 +344,6 @@ impl<I: BlockImage> Rig<I> {
     }
 
     pub fn turn(&mut self) -> Progress {
-        self.turns += 1;
         self.task.turn(&mut Turn::new(&mut self.reactor, self.stopping))
     }
 
