@@ -1,4 +1,7 @@
-//! What the fuzz targets share: a memory that checks every access, and a reader of the fuzzer's bytes.
+//! What the fuzz targets share.
+//!
+//! Owns: a memory that checks every access, and a reader of the fuzzer's bytes. Must not know: what a target tries.
+
 #[path = "../../virtio/ring/tests/common/memory.rs"]
 pub mod memory;
 

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must hold before a change lands.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -119,16 +119,10 @@ fn loom(log: &Logged) -> Result<End> {
         "--package",
         "treaty-virtio-ring",
         "--test",
-        "loom",
+        "orderings",
         "--",
         "--show-output",
     ]);
-    if !treaty_lab::workspace_root()
-        .join("virtio/ring/tests/loom.rs")
-        .exists()
-    {
-        return Ok(End::Skipped("virtio/ring has no loom tests".into()));
-    }
     Ok(End::Done(libtest(log, &command, 10 * MINUTE)?))
 }
 
@@ -211,63 +205,26 @@ fn deny(log: &Logged) -> Result<End> {
 
 /// Runs each fuzz target for a bounded number of inputs.
 fn fuzz(log: &Logged) -> Result<End> {
-    let dir = treaty_lab::workspace_root().join("fuzz");
-    if !nightly() {
-        return Ok(End::Skipped("no nightly toolchain".into()));
-    }
-    let targets = fuzz_targets(&dir)?;
-    if targets.is_empty() {
-        return Ok(End::Skipped("there are no fuzz targets".into()));
-    }
-    let mut count = Count::default();
-    for target in targets {
-        let mut command = Command::new("rustup");
-        command.args([
-            "run",
-            "nightly",
-            "cargo",
-            "run",
-            "--quiet",
-            "--release",
-            "--bin",
-            &target,
-            "--",
-        ]);
-        command.args(["-runs=200000", "-max_total_time=60", "-max_len=4096"]);
-        command
-            .current_dir(&dir)
-            .env("CARGO_TARGET_DIR", treaty_lab::target_dir().join("fuzz"));
-        command.env("RUSTFLAGS", FUZZ_FLAGS);
-        let passed = log.run(&command, 10 * MINUTE, |_| ())?;
-        println!("    {target}: {}", if passed { "ok" } else { "FAILED" });
-        count.add(Count::one(passed));
-    }
-    Ok(End::Done(count))
-}
-
-/// What cargo-fuzz would set: coverage for the fuzzer, and checks that a release build leaves out.
-const FUZZ_FLAGS: &str = "--cfg fuzzing -Cdebug-assertions -Coverflow-checks -Cpasses=sancov-module \
-    -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-    -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
-    -Zsanitizer=address -Ccodegen-units=1";
-
-fn nightly() -> bool {
-    let output = Command::new("rustup")
-        .args(["run", "nightly", "cargo", "--version"])
-        .output();
-    output.is_ok_and(|output| output.status.success())
-}
-
-fn fuzz_targets(dir: &Path) -> Result<Vec<String>> {
-    let mut targets = Vec::new();
-    for path in std::fs::read_dir(dir.join("fuzz_targets")).into_iter().flatten() {
-        let path: PathBuf = path?.path();
-        if path.extension().is_some_and(|e| e == "rs") {
-            targets.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+    let mut command = Command::new(treaty_lab::workspace_root().join("fuzz/run.sh"));
+    command.env("CARGO_TARGET_DIR", treaty_lab::target_dir());
+    let (mut skipped, mut passed) = (None, 0);
+    let succeeded = log.run(&command, 15 * MINUTE, |line| {
+        if let Some(reason) = line.strip_prefix("SKIPPED: ") {
+            skipped = Some(reason.to_owned());
+        } else if line.starts_with("fuzz: ") {
+            println!("    {line}");
+        } else if line.contains("DONE") {
+            passed += 1;
         }
-    }
-    targets.sort();
-    Ok(targets)
+    })?;
+    Ok(match skipped {
+        Some(reason) => End::Skipped(reason),
+        None => End::Done(Count {
+            passed,
+            failed: usize::from(!succeeded),
+            skipped: 0,
+        }),
+    })
 }
 
 /// That the benchmarks build; they are run by hand, on a quiet machine.
