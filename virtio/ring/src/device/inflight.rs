@@ -73,19 +73,34 @@ impl Table {
 /// A [`Table`] whose place in memory the compiler may keep in registers.
 pub(crate) struct TableView<'a>(&'a mut [u16]);
 
-impl TableView<'_> {
+/// Where chains are entered when they are taken.
+pub(crate) trait Book {
+    /// Refuses a buffer ID that does not exist or is in flight.
+    fn check(&self, id: u16) -> Result<(), Violation>;
+
+    /// Enters a chain that was checked.
+    fn enter(&mut self, taken: Taken);
+}
+
+impl Book for TableView<'_> {
     #[inline(always)]
-    pub fn enter(&mut self, taken: Taken) -> Result<(), Violation> {
-        match self.0.get_mut(usize::from(taken.id)) {
-            Some(slots) if *slots == 0 => {
-                *slots = taken.slots;
-                Ok(())
-            }
-            Some(_) => Err(Violation::DuplicateHead(taken.id)),
-            None => Err(Violation::DescriptorIndex(taken.id)),
+    fn check(&self, id: u16) -> Result<(), Violation> {
+        match self.0.get(usize::from(id)) {
+            Some(0) => Ok(()),
+            Some(_) => Err(Violation::DuplicateHead(id)),
+            None => Err(Violation::DescriptorIndex(id)),
         }
     }
 
+    #[inline(always)]
+    fn enter(&mut self, taken: Taken) {
+        if let Some(slots) = self.0.get_mut(usize::from(taken.id)) {
+            *slots = taken.slots;
+        }
+    }
+}
+
+impl TableView<'_> {
     /// Returns the chain's slots; 0 if it was not in flight.
     #[inline(always)]
     pub fn remove(&mut self, id: u16) -> u16 {
@@ -97,7 +112,7 @@ impl TableView<'_> {
 
 /// One place in the order of chains.
 #[derive(Clone, Copy, Default)]
-struct Place {
+pub(crate) struct Place {
     /// What [`Done`] will be if the device writes all that it may.
     full: Done,
     /// What it became, if it was given back before its turn.
@@ -150,24 +165,22 @@ impl Order {
         self.places.get_mut(number as usize & mask)
     }
 
+    /// For one burst.
     #[inline(always)]
-    pub fn enter(&mut self, taken: Taken) -> Result<(), Violation> {
-        let Some(number) = self.numbers.get_mut(usize::from(taken.id)) else {
-            return Err(Violation::DescriptorIndex(taken.id));
-        };
-        if *number >= self.oldest {
-            return Err(Violation::DuplicateHead(taken.id));
+    pub fn view(&mut self) -> OrderView<'_> {
+        OrderView {
+            mask: self.places.len().wrapping_sub(1),
+            places: &mut self.places,
+            numbers: &mut self.numbers,
+            oldest: self.oldest,
+            next: self.next,
         }
-        *number = self.next;
-        if let Some(place) = self.place(self.next) {
-            *place = Place {
-                full: taken.full,
-                early: None,
-                slots: taken.slots,
-            };
-        }
-        self.next += 1;
-        Ok(())
+    }
+
+    /// After a burst: what [`OrderView::next`] has become.
+    #[inline(always)]
+    pub fn set_next(&mut self, next: u64) {
+        self.next = next;
     }
 
     /// Gives back as many of `list` as are the oldest chains, in order and completely written; returns how many, and
@@ -220,6 +233,38 @@ impl Order {
         self.oldest += 1;
         self.early -= 1;
         Some(turn)
+    }
+}
+
+/// An [`Order`] whose place in memory the compiler may keep in registers.
+pub(crate) struct OrderView<'a> {
+    places: &'a mut [Place],
+    numbers: &'a mut [u64],
+    mask: usize,
+    oldest: u64,
+    pub next: u64,
+}
+
+impl Book for OrderView<'_> {
+    #[inline(always)]
+    fn check(&self, id: u16) -> Result<(), Violation> {
+        match self.numbers.get(usize::from(id)) {
+            Some(number) if *number < self.oldest => Ok(()),
+            Some(_) => Err(Violation::DuplicateHead(id)),
+            None => Err(Violation::DescriptorIndex(id)),
+        }
+    }
+
+    #[inline(always)]
+    fn enter(&mut self, taken: Taken) {
+        if let Some(number) = self.numbers.get_mut(usize::from(taken.id)) {
+            *number = self.next;
+        }
+        if let Some(place) = self.places.get_mut(self.next as usize & self.mask) {
+            debug_assert!(place.early.is_none());
+            (place.full, place.slots) = (taken.full, taken.slots);
+        }
+        self.next += 1;
     }
 }
 

@@ -1,10 +1,10 @@
 use treaty_virtio_spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT};
 
 use super::Limits;
-use super::inflight::{Done, InFlight, Taken, Turn};
+use super::inflight::{Book, Done, InFlight, Taken, Turn};
 use crate::burst::{Building, Slot, Stop, is_sound};
 use crate::layout::{Cursor, DESC_F_MORE, Descriptor, IndirectTable, PackedAreas, Wish, is_writable};
-use crate::{Burst, ConfigError, QueueState, RingConfig, RingMemory, Violation};
+use crate::{Burst, ConfigError, QueueState, RingArea, RingConfig, RingMemory, Violation};
 
 /// The device half of a packed virtqueue. virtio 1.3 §2.8
 pub(crate) struct PackedDevice<M: RingMemory> {
@@ -63,15 +63,14 @@ impl<M: RingMemory> PackedDevice<M> {
         };
         let next = &mut self.next_available;
         let (count, violation) = match &mut self.in_flight {
-            InFlight::AnyOrder(table) => {
-                let mut table = table.view();
-                take(&areas, memory, limits, next, burst, max, |taken| {
-                    table.enter(taken)
-                })
+            InFlight::AnyOrder(table) => take(&areas, memory, limits, next, burst, max, &mut table.view()),
+            InFlight::InOrder(order) => {
+                let mut view = order.view();
+                let taken = take(&areas, memory, limits, next, burst, max, &mut view);
+                let next = view.next;
+                order.set_next(next);
+                taken
             }
-            InFlight::InOrder(order) => take(&areas, memory, limits, next, burst, max, |taken| {
-                order.enter(taken)
-            }),
         };
         self.chains_in_flight += count;
         (count, violation)
@@ -239,40 +238,36 @@ fn take<M: RingMemory>(
     next: &mut Cursor,
     burst: &mut Burst,
     max: usize,
-    mut enter: impl FnMut(Taken) -> Result<(), Violation>,
+    book: &mut impl Book,
 ) -> (usize, Option<Violation>) {
     let slots = burst.slots();
     let (mut filled, mut count) = (0, 0);
     let (mut at, mut free) = (*next, limits.slots);
     let mut violation = None;
-    while count < max {
+    while count < max && free != 0 {
         let room = slots.get_mut(filled..).unwrap_or_default();
-        // A run ends where the ring does, and before slots that are in flight.
-        let end = usize::from(at.slots_to_end(limits.size).min(free)).min(max - count);
-        let (run, other) = take_singles::<M>(areas, at, room, end, &mut enter);
+        // Up to the end of the ring, or to slots that are in flight.
+        let end = usize::from(free).min(max - count);
+        let (run, other) = take_singles(areas, at, room, end, book);
         filled += run;
         count += run;
         free -= run as u16;
         at.advance(run as u16, limits.size);
         let Some(descriptor) = other else {
-            if run == end && free != 0 {
-                continue;
+            if run == 0 {
+                break;
             }
-            break;
+            continue;
         };
-        let room = room.get_mut(run..).unwrap_or_default();
-        match take_other(
-            areas,
-            memory,
-            Limits {
-                slots: free,
-                ..limits
-            },
-            at,
-            descriptor,
-            room,
-            &mut enter,
-        ) {
+        if !at.is_available(descriptor) {
+            break;
+        }
+        let limits = Limits {
+            slots: free,
+            ..limits
+        };
+        let room = slots.get_mut(filled..).unwrap_or_default();
+        match take_other(areas, memory, limits, at, descriptor, room, book) {
             Ok((segments, slots)) => {
                 filled += segments;
                 free -= slots;
@@ -292,37 +287,37 @@ fn take<M: RingMemory>(
     (count, violation)
 }
 
-/// Takes chains of one good descriptor until there are `max`, or `room` is full, or something else comes: that is
-/// returned, as it was read.
-#[inline(always)]
-fn take_singles<M: RingMemory>(
-    areas: &PackedAreas<M::Area>,
+/// Takes chains of one good descriptor until there are `max`, or `room` is full, or the ring ends, or something else
+/// comes: that is returned, as it was read.
+#[inline(never)]
+fn take_singles<A: RingArea>(
+    areas: &PackedAreas<A>,
     at: Cursor,
     room: &mut [Slot],
     max: usize,
-    enter: &mut impl FnMut(Taken) -> Result<(), Violation>,
+    book: &mut impl Book,
 ) -> (usize, Option<Descriptor>) {
     let mut count = 0;
+    let max = max.min(room.len());
     for (slot, descriptor) in room.iter_mut().zip(areas.run(at, max)) {
-        let flags = descriptor.packed_flags();
         let id = descriptor.packed_id();
-        let taken = Taken {
+        let single = at.is_available_without(descriptor, DESC_F_MORE);
+        if !single || !is_sound(descriptor) || book.check(id).is_err() {
+            return (count, Some(descriptor));
+        }
+        *slot = Slot::single(id, descriptor, descriptor.packed_flags());
+        book.enter(Taken {
             id,
             slots: 1,
             full: Done::all_of(descriptor),
-        };
-        let single = at.is_available_without(descriptor, DESC_F_MORE);
-        if !single || !is_sound(descriptor) || enter(taken).is_err() {
-            return (count, Some(descriptor));
-        }
-        *slot = Slot::single(id, descriptor, flags);
+        });
         count += 1;
     }
     (count, None)
 }
 
-/// Takes a chain of several descriptors, or says what is wrong with it; returns its segments and slots.
-#[inline(always)]
+/// Takes any available chain, or says what is wrong with it; returns its segments and slots.
+#[inline(never)]
 fn take_other<M: RingMemory>(
     areas: &PackedAreas<M::Area>,
     memory: &M,
@@ -330,18 +325,16 @@ fn take_other<M: RingMemory>(
     at: Cursor,
     descriptor: Descriptor,
     room: &mut [Slot],
-    enter: &mut impl FnMut(Taken) -> Result<(), Violation>,
+    book: &mut impl Book,
 ) -> Result<(usize, u16), Stop> {
-    if !at.is_available(descriptor) {
-        return Err(Stop::NotYet);
-    }
     let (segments, taken) = walk(areas, memory, limits, at, descriptor, room)?;
-    enter(taken)?;
+    book.check(taken.id)?;
+    book.enter(taken);
     Ok((segments, taken.slots))
 }
 
 /// Reads the rest of a chain that has more than one descriptor. Its buffer ID is in the last one. virtio 1.3 §2.8.6
-#[inline(never)]
+#[inline(always)]
 fn walk<M: RingMemory>(
     areas: &PackedAreas<M::Area>,
     memory: &M,

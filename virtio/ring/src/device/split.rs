@@ -1,10 +1,10 @@
 use treaty_virtio_spec::ring::{AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, USED_F_NO_NOTIFY};
 
 use super::Limits;
-use super::inflight::{Done, InFlight, Taken};
+use super::inflight::{Book, Done, InFlight, Taken};
 use crate::burst::{Building, Slot, Stop, is_sound};
 use crate::layout::{DESC_F_MORE, Descriptor, IndirectTable, SplitAreas, is_writable, passed};
-use crate::{Burst, ConfigError, QueueState, RingConfig, RingMemory, Violation};
+use crate::{Burst, ConfigError, QueueState, RingArea, RingConfig, RingMemory, Violation};
 
 /// The device half of a split virtqueue. All indices run freely, modulo 65536. virtio 1.3 §2.7
 pub(crate) struct SplitDevice<M: RingMemory> {
@@ -61,15 +61,14 @@ impl<M: RingMemory> SplitDevice<M> {
         let areas = self.areas.clone();
         let (first, limits) = (self.next_available, self.limits);
         let (count, violation) = match &mut self.in_flight {
-            InFlight::AnyOrder(table) => {
-                let mut table = table.view();
-                take(&areas, memory, limits, first, burst, ready, |taken| {
-                    table.enter(taken)
-                })
+            InFlight::AnyOrder(table) => take(&areas, memory, limits, first, burst, ready, &mut table.view()),
+            InFlight::InOrder(order) => {
+                let mut view = order.view();
+                let taken = take(&areas, memory, limits, first, burst, ready, &mut view);
+                let next = view.next;
+                order.set_next(next);
+                taken
             }
-            InFlight::InOrder(order) => take(&areas, memory, limits, first, burst, ready, |taken| {
-                order.enter(taken)
-            }),
         };
         self.next_available = first.wrapping_add(count as u16);
         (count, violation)
@@ -88,9 +87,8 @@ impl<M: RingMemory> SplitDevice<M> {
             InFlight::AnyOrder(table) => {
                 let mut table = table.view();
                 for &done in list {
-                    if table.remove(done.id()) != 0 {
-                        write(done);
-                    }
+                    table.remove(done.id());
+                    write(done);
                 }
             }
             InFlight::InOrder(order) => {
@@ -165,20 +163,20 @@ fn take<M: RingMemory>(
     mut next: u16,
     burst: &mut Burst,
     ready: usize,
-    mut enter: impl FnMut(Taken) -> Result<(), Violation>,
+    book: &mut impl Book,
 ) -> (usize, Option<Violation>) {
     let slots = burst.slots();
     let (mut filled, mut count) = (0, 0);
     let mut violation = None;
     while count < ready {
         let room = slots.get_mut(filled..).unwrap_or_default();
-        let (run, other) = take_singles::<M>(areas, next, room, ready - count, &mut enter);
-        filled += run;
-        count += run;
-        next = next.wrapping_add(run as u16);
-        let Some((id, descriptor)) = other else { break };
-        let room = room.get_mut(run..).unwrap_or_default();
-        match take_other(areas, memory, limits, id, descriptor, room, &mut enter) {
+        let run = take_direct(areas, limits, next, room, ready - count, book);
+        filled += run.segments;
+        count += run.chains;
+        next = next.wrapping_add(run.chains as u16);
+        let Some((id, descriptor)) = run.other else { break };
+        let room = slots.get_mut(filled..).unwrap_or_default();
+        match take_other(areas, memory, limits, id, descriptor, room, book) {
             Ok(segments) => filled += segments,
             Err(Stop::Violation(found)) => {
                 violation = Some(found);
@@ -189,42 +187,108 @@ fn take<M: RingMemory>(
         count += 1;
         next = next.wrapping_add(1);
     }
-    // SAFETY: the first `filled` slots hold whole chains, made by `single` and `walk`.
+    // SAFETY: the first `filled` slots hold whole chains, made by `single`, `Building` and `walk`.
     unsafe { burst.filled(filled) };
     (count, violation)
 }
 
-/// Takes chains of one good descriptor until there are `max`, or `room` is full, or something else comes: that is
-/// returned, as it was read.
-#[inline(always)]
-fn take_singles<M: RingMemory>(
-    areas: &SplitAreas<M::Area>,
+/// What one pass took, and the head and first descriptor of the chain that it left to others.
+struct Run {
+    chains: usize,
+    segments: usize,
+    other: Option<(u16, Descriptor)>,
+}
+
+/// Takes good chains without indirect tables until there are `max`, or something else comes: that is left to the
+/// caller, who finds out what it is.
+#[inline(never)]
+fn take_direct<A: RingArea>(
+    areas: &SplitAreas<A>,
+    limits: Limits,
     next: u16,
     room: &mut [Slot],
     max: usize,
-    enter: &mut impl FnMut(Taken) -> Result<(), Violation>,
-) -> (usize, Option<(u16, Descriptor)>) {
-    let mut count = 0;
-    for slot in room.iter_mut().take(max) {
-        let id = areas.available_entry(next.wrapping_add(count as u16));
-        let descriptor = areas.descriptor(id);
+    book: &mut impl Book,
+) -> Run {
+    let (mut chains, mut segments) = (0, 0);
+    while chains < max {
+        let id = areas.available_entry(next.wrapping_add(chains as u16));
+        let Some(left) = room.get_mut(segments..) else {
+            break;
+        };
+        if book.check(id).is_err() {
+            let other = Some((id, Descriptor::default()));
+            return Run {
+                chains,
+                segments,
+                other,
+            };
+        }
+        // SAFETY: `check` accepts only indices below the queue size.
+        let descriptor = unsafe { areas.descriptor_below_size(id) };
         let flags = descriptor.split_flags();
-        let taken = Taken {
+        let taken = if flags & DESC_F_MORE == 0 {
+            let Some(slot) = left.first_mut() else { break };
+            *slot = Slot::single(id, descriptor, flags);
+            let bytes = if is_writable(flags) { descriptor.len() } else { 0 };
+            is_sound(descriptor).then_some((1, bytes))
+        } else {
+            chain_direct(areas, limits, id, descriptor, left)
+        };
+        let Some((count, bytes)) = taken else {
+            let other = Some((id, descriptor));
+            return Run {
+                chains,
+                segments,
+                other,
+            };
+        };
+        book.enter(Taken {
             id,
             slots: 1,
-            full: Done::new(id, if is_writable(flags) { descriptor.len() } else { 0 }),
-        };
-        if flags & DESC_F_MORE != 0 || !is_sound(descriptor) || enter(taken).is_err() {
-            return (count, Some((id, descriptor)));
-        }
-        *slot = Slot::single(id, descriptor, flags);
-        count += 1;
+            full: Done::new(id, bytes),
+        });
+        segments += count;
+        chains += 1;
     }
-    (count, None)
+    Run {
+        chains,
+        segments,
+        other: None,
+    }
 }
 
-/// Takes a chain of several descriptors, or says what is wrong with it.
+/// A good chain without an indirect table: its segments and writable bytes.
 #[inline(always)]
+fn chain_direct<A: RingArea>(
+    areas: &SplitAreas<A>,
+    limits: Limits,
+    head: u16,
+    first: Descriptor,
+    room: &mut [Slot],
+) -> Option<(usize, u32)> {
+    let mut chain = Building::new(room, limits.chain.min(limits.size));
+    let mut descriptor = first;
+    loop {
+        let flags = descriptor.split_flags();
+        if flags & DESC_F_INDIRECT != 0 {
+            return None;
+        }
+        chain.push(head, descriptor, is_writable(flags)).ok()?;
+        if flags & DESC_F_NEXT == 0 {
+            return chain.finish(head).ok();
+        }
+        let next = descriptor.split_next();
+        if next >= limits.size {
+            return None;
+        }
+        // SAFETY: just checked.
+        descriptor = unsafe { areas.descriptor_below_size(next) };
+    }
+}
+
+/// Takes any chain, or says what is wrong with it.
+#[inline(never)]
 fn take_other<M: RingMemory>(
     areas: &SplitAreas<M::Area>,
     memory: &M,
@@ -232,22 +296,20 @@ fn take_other<M: RingMemory>(
     id: u16,
     descriptor: Descriptor,
     room: &mut [Slot],
-    enter: &mut impl FnMut(Taken) -> Result<(), Violation>,
+    book: &mut impl Book,
 ) -> Result<usize, Stop> {
-    if id >= limits.size {
-        return Err(Violation::DescriptorIndex(id).into());
-    }
+    book.check(id)?;
     let (segments, writable_bytes) = walk(areas, memory, limits, id, descriptor, room)?;
-    enter(Taken {
+    book.enter(Taken {
         id,
         slots: 1,
         full: Done::new(id, writable_bytes),
-    })?;
+    });
     Ok(segments)
 }
 
-/// Reads the rest of a chain that has more than one descriptor. virtio 1.3 §2.7.5
-#[inline(never)]
+/// Reads the rest of a chain. virtio 1.3 §2.7.5
+#[inline(always)]
 fn walk<M: RingMemory>(
     areas: &SplitAreas<M::Area>,
     memory: &M,

@@ -14,7 +14,7 @@ use crate::{ConfigError, Layout, RingConfig, RingMemory};
 
 /// One descriptor as it is in memory: `addr`, then `len` in bits 0-31, and `flags` and `next` (split) or `id` and
 /// `flags` (packed) above. virtio 1.3 §2.7.5, §2.8.13
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     pub addr: u64,
     pub word: u64,

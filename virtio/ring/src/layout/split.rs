@@ -78,6 +78,22 @@ impl<A: RingArea> SplitAreas<A> {
         }
     }
 
+    /// As [`descriptor`](Self::descriptor).
+    ///
+    /// # Safety
+    /// `index` is below the queue size.
+    #[inline(always)]
+    pub unsafe fn descriptor_below_size(&self, index: u16) -> Descriptor {
+        debug_assert!(index <= self.mask);
+        let at = usize::from(index) * DESC_SIZE;
+        unsafe {
+            Descriptor {
+                addr: self.table.load_u64(at, Relaxed),
+                word: self.table.load_u64(at + 8, Relaxed),
+            }
+        }
+    }
+
     pub fn set_descriptor(&self, index: u16, descriptor: Descriptor) {
         let at = self.slot(index) * DESC_SIZE;
         unsafe {
