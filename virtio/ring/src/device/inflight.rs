@@ -80,6 +80,17 @@ pub(crate) trait Book {
 
     /// Enters a chain that was checked.
     fn enter(&mut self, taken: Taken);
+
+    /// The same book for one loop, which may keep it in registers.
+    type Page<'a>: Book
+    where
+        Self: 'a;
+
+    /// Opens the book for a loop.
+    fn page(&mut self) -> Self::Page<'_>;
+
+    /// Ends a loop in which `chains` were entered.
+    fn turn_page(&mut self, chains: usize);
 }
 
 impl Book for TableView<'_> {
@@ -98,6 +109,18 @@ impl Book for TableView<'_> {
             *slots = taken.slots;
         }
     }
+
+    type Page<'a>
+        = TableView<'a>
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn page(&mut self) -> TableView<'_> {
+        TableView(self.0)
+    }
+
+    fn turn_page(&mut self, _: usize) {}
 }
 
 impl TableView<'_> {
@@ -169,7 +192,6 @@ impl Order {
     #[inline(always)]
     pub fn view(&mut self) -> OrderView<'_> {
         OrderView {
-            mask: self.places.len().wrapping_sub(1),
             places: &mut self.places,
             numbers: &mut self.numbers,
             oldest: self.oldest,
@@ -240,7 +262,6 @@ impl Order {
 pub(crate) struct OrderView<'a> {
     places: &'a mut [Place],
     numbers: &'a mut [u64],
-    mask: usize,
     oldest: u64,
     pub next: u64,
 }
@@ -260,11 +281,30 @@ impl Book for OrderView<'_> {
         if let Some(number) = self.numbers.get_mut(usize::from(taken.id)) {
             *number = self.next;
         }
-        if let Some(place) = self.places.get_mut(self.next as usize & self.mask) {
+        let mask = self.places.len().wrapping_sub(1);
+        if let Some(place) = self.places.get_mut(self.next as usize & mask) {
             debug_assert!(place.early.is_none());
             (place.full, place.slots) = (taken.full, taken.slots);
         }
         self.next += 1;
+    }
+
+    type Page<'a>
+        = OrderView<'a>
+    where
+        Self: 'a;
+
+    #[inline(always)]
+    fn page(&mut self) -> OrderView<'_> {
+        OrderView {
+            places: self.places,
+            numbers: self.numbers,
+            ..*self
+        }
+    }
+
+    fn turn_page(&mut self, chains: usize) {
+        self.next += chains as u64;
     }
 }
 

@@ -299,21 +299,26 @@ fn take_singles<A: RingArea>(
 ) -> (usize, Option<Descriptor>) {
     let mut count = 0;
     let max = max.min(room.len());
+    let mut page = book.page();
+    let mut other = None;
     for (slot, descriptor) in room.iter_mut().zip(areas.run(at, max)) {
         let id = descriptor.packed_id();
         let single = at.is_available_without(descriptor, DESC_F_MORE);
-        if !single || !is_sound(descriptor) || book.check(id).is_err() {
-            return (count, Some(descriptor));
+        if !single || !is_sound(descriptor) || page.check(id).is_err() {
+            other = Some(descriptor);
+            break;
         }
         *slot = Slot::single(id, descriptor, descriptor.packed_flags());
-        book.enter(Taken {
+        page.enter(Taken {
             id,
             slots: 1,
             full: Done::all_of(descriptor),
         });
         count += 1;
     }
-    (count, None)
+    drop(page);
+    book.turn_page(count);
+    (count, other)
 }
 
 /// Takes any available chain, or says what is wrong with it; returns its segments and slots.

@@ -168,9 +168,16 @@ fn take<M: RingMemory>(
     let slots = burst.slots();
     let (mut filled, mut count) = (0, 0);
     let mut violation = None;
+    let mut singles = true;
     while count < ready {
         let room = slots.get_mut(filled..).unwrap_or_default();
-        let run = take_direct(areas, limits, next, room, ready - count, book);
+        // Where one chain has several descriptors, the next one likely has too.
+        let run = if singles {
+            singles = false;
+            take_singles(areas, next, room, ready - count, book)
+        } else {
+            take_direct(areas, limits, next, room, ready - count, book)
+        };
         filled += run.segments;
         count += run.chains;
         next = next.wrapping_add(run.chains as u16);
@@ -199,6 +206,50 @@ struct Run {
     other: Option<(u16, Descriptor)>,
 }
 
+/// Takes good chains of one descriptor until there are `max`, or something else comes: that is left to the caller,
+/// who finds out what it is.
+#[inline(never)]
+fn take_singles<A: RingArea>(
+    areas: &SplitAreas<A>,
+    next: u16,
+    room: &mut [Slot],
+    max: usize,
+    book: &mut impl Book,
+) -> Run {
+    let mut chains = 0;
+    let mut other = None;
+    let mut page = book.page();
+    for slot in room.iter_mut().take(max) {
+        let id = areas.available_entry(next.wrapping_add(chains as u16));
+        if page.check(id).is_err() {
+            other = Some((id, Descriptor::default()));
+            break;
+        }
+        // SAFETY: `check` accepts only indices below the queue size.
+        let descriptor = unsafe { areas.descriptor_below_size(id) };
+        let flags = descriptor.split_flags();
+        if flags & DESC_F_MORE != 0 || !is_sound(descriptor) {
+            other = Some((id, descriptor));
+            break;
+        }
+        *slot = Slot::single(id, descriptor, flags);
+        let bytes = if is_writable(flags) { descriptor.len() } else { 0 };
+        page.enter(Taken {
+            id,
+            slots: 1,
+            full: Done::new(id, bytes),
+        });
+        chains += 1;
+    }
+    drop(page);
+    book.turn_page(chains);
+    Run {
+        chains,
+        segments: chains,
+        other,
+    }
+}
+
 /// Takes good chains without indirect tables until there are `max`, or something else comes: that is left to the
 /// caller, who finds out what it is.
 #[inline(never)]
@@ -211,39 +262,24 @@ fn take_direct<A: RingArea>(
     book: &mut impl Book,
 ) -> Run {
     let (mut chains, mut segments) = (0, 0);
+    let mut other = None;
+    let mut page = book.page();
     while chains < max {
         let id = areas.available_entry(next.wrapping_add(chains as u16));
         let Some(left) = room.get_mut(segments..) else {
             break;
         };
-        if book.check(id).is_err() {
-            let other = Some((id, Descriptor::default()));
-            return Run {
-                chains,
-                segments,
-                other,
-            };
+        if page.check(id).is_err() {
+            other = Some((id, Descriptor::default()));
+            break;
         }
         // SAFETY: `check` accepts only indices below the queue size.
         let descriptor = unsafe { areas.descriptor_below_size(id) };
-        let flags = descriptor.split_flags();
-        let taken = if flags & DESC_F_MORE == 0 {
-            let Some(slot) = left.first_mut() else { break };
-            *slot = Slot::single(id, descriptor, flags);
-            let bytes = if is_writable(flags) { descriptor.len() } else { 0 };
-            is_sound(descriptor).then_some((1, bytes))
-        } else {
-            chain_direct(areas, limits, id, descriptor, left)
+        let Some((count, bytes)) = chain_direct(areas, limits, id, descriptor, left) else {
+            other = Some((id, descriptor));
+            break;
         };
-        let Some((count, bytes)) = taken else {
-            let other = Some((id, descriptor));
-            return Run {
-                chains,
-                segments,
-                other,
-            };
-        };
-        book.enter(Taken {
+        page.enter(Taken {
             id,
             slots: 1,
             full: Done::new(id, bytes),
@@ -251,10 +287,12 @@ fn take_direct<A: RingArea>(
         segments += count;
         chains += 1;
     }
+    drop(page);
+    book.turn_page(chains);
     Run {
         chains,
         segments,
-        other: None,
+        other,
     }
 }
 
