@@ -17,7 +17,9 @@ pub enum End {
     Reset,
     /// Somebody outside asked for it.
     Quit,
-    /// The guest or its vCPU cannot go on; the text says why.
+    /// The guest's processor gave up (a triple fault); the text says where. A PC resets then.
+    TripleFault(String),
+    /// The machine cannot go on; the text says why.
     Crash(String),
 }
 
@@ -79,12 +81,12 @@ impl Life {
         inner.end.clone().unwrap_or(End::Quit)
     }
 
-    /// The vCPUs of this boot are gone. After a reset another boot follows, after anything else none.
-    pub(crate) fn close(&self, end: &End) {
+    /// The vCPUs of this boot are gone; another boot follows if the machine reboots.
+    pub(crate) fn close(&self, reboots: bool) {
         let mut inner = self.lock();
         inner.kickers.clear();
         inner.started = false;
-        if *end == End::Reset {
+        if reboots {
             inner.reboots += 1;
             inner.end = None;
         } else {
@@ -167,7 +169,10 @@ impl Inner {
     fn state(&self) -> MachineState {
         match self {
             Self { finished: true, .. } => MachineState::Stopped,
-            Self { end: Some(end), .. } if *end != End::Reset => MachineState::Stopped,
+            Self {
+                end: Some(End::PowerOff | End::Quit | End::Crash(_)),
+                ..
+            } => MachineState::Stopped,
             Self { started: false, .. } | Self { end: Some(_), .. } => MachineState::Starting,
             Self { paused: true, .. } => MachineState::Paused,
             _ => MachineState::Running,
@@ -205,12 +210,12 @@ mod tests {
             (life.wait_end(), life.checkpoint(|| ())),
             (End::Reset, Next::Stop)
         );
-        life.close(&End::Reset);
+        life.close(true);
         assert_eq!((life.state(), life.reboots()), (MachineState::Starting, 1));
         life.begin(Vec::new());
         assert_eq!(life.checkpoint(|| ()), Next::Run);
         life.end(End::Quit);
-        life.close(&life.wait_end());
+        life.close(false);
         assert_eq!(life.state(), MachineState::Stopped);
         assert!(life.pause().is_err() && life.resume().is_err());
     }

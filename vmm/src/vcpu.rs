@@ -31,7 +31,7 @@ pub(crate) fn spawn(index: u8, vcpu: Vcpu, buses: Buses, life: Arc<Life>) -> std
 fn run(mut vcpu: Vcpu, buses: &Buses, life: &Life) {
     let _kicks_reach_this_thread = vcpu.enter_thread();
     while life.checkpoint(|| vcpu.note_pause()) == Next::Run {
-        let why = match vcpu.run() {
+        let end = match vcpu.run() {
             Exit::PortIn { port, width, data } => {
                 data.chunks_mut(width)
                     .for_each(|data| buses.ports.read(port.into(), data));
@@ -51,9 +51,9 @@ fn run(mut vcpu: Vcpu, buses: &Buses, life: &Life) {
                 continue;
             }
             Exit::Kicked => continue,
-            Exit::Shutdown(why) => why.to_owned(),
-            Exit::Broken(why) => why,
+            Exit::Shutdown(why) => End::TripleFault(why.to_owned()),
+            Exit::Broken(why) => End::Crash(format!("{why} ({})", vcpu.describe())),
         };
-        life.end(End::Crash(format!("{why} ({})", vcpu.describe())));
+        life.end(end);
     }
 }

@@ -30,7 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     #[cfg(feature = "monitor")]
-    Run(run::Args),
+    Run(Box<run::Args>),
     Serve(serve::Args),
     #[cfg(feature = "monitor")]
     Ctl(ctl::Args),
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     output::start_logging(cli.verbose);
     let result = match cli.command {
         #[cfg(feature = "monitor")]
-        Command::Run(args) => run::main(args),
+        Command::Run(args) => run::main(*args),
         Command::Serve(args) => serve::main(args),
         #[cfg(feature = "monitor")]
         Command::Ctl(args) => ctl::main(&args),

@@ -139,7 +139,7 @@ pub fn main(args: Args) -> Result<u8> {
     };
     match runner.run()? {
         End::PowerOff | End::Quit | End::Reset => Ok(0),
-        End::Crash(why) => bail!("the guest crashed: {why}"),
+        End::TripleFault(why) | End::Crash(why) => bail!("the guest crashed: {why}"),
     }
 }
 

@@ -166,10 +166,10 @@ impl From<VcpuExit<'_>> for Raw {
             VcpuExit::MmioRead(address, data) => Self::MmioRead(address, data.as_mut_ptr(), data.len()),
             VcpuExit::MmioWrite(address, data) => Self::MmioWrite(address, data.as_ptr(), data.len()),
             VcpuExit::Intr => Self::Kicked,
-            VcpuExit::Shutdown => Self::Shutdown("triple fault"),
-            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Self::Shutdown("reset asked of KVM"),
-            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Self::Shutdown("shutdown asked of KVM"),
-            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Self::Shutdown("crash reported to KVM"),
+            VcpuExit::Shutdown => Self::Shutdown("a triple fault"),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Self::Shutdown("a reset asked of KVM"),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Self::Shutdown("a shutdown asked of KVM"),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Self::Shutdown("a crash reported to KVM"),
             VcpuExit::FailEntry(reason, cpu) => Self::Broken(format!(
                 "the processor refused to enter the guest: reason {reason:#x} on host CPU {cpu}"
             )),
