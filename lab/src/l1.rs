@@ -81,6 +81,12 @@ impl Lab {
 
     /// Runs `script` in L1, or on this host. `on_line` sees each line that it prints at once.
     pub fn run(&self, place: Place, script: &L1Script, mut on_line: impl FnMut(&str)) -> Result<Outcome> {
+        // Before anything is written: another run may have a directory of the same name.
+        let turn = fs::File::create(self.cache.dir().join("turn"))?;
+        if turn.try_lock().is_err() {
+            eprintln!("lab: another run has the lab; waiting for it to end");
+            turn.lock()?;
+        }
         let dir = self.prepare(script)?;
         match place {
             Place::L1 => self.run_in_l1(&dir, script, &mut on_line),
@@ -91,27 +97,20 @@ impl Lab {
     /// Boots L1, runs `script`, switches L1 off. If L1 itself does not come up it is tried once more, and that is
     /// said: an overloaded host can do that.
     fn run_in_l1(&self, dir: &Path, script: &L1Script, on_line: &mut impl FnMut(&str)) -> Result<Outcome> {
-        let turn = fs::File::create(self.cache.dir().join("turn"))?;
-        if turn.try_lock().is_err() {
-            eprintln!("lab: another run has the lab; waiting for it to end");
-            turn.lock()?;
+        let outcome = self.boot(dir, script.timeout, on_line)?;
+        if outcome.console.contains(UP) {
+            return Ok(outcome);
         }
-        for attempt in 1..=2 {
-            let outcome = self.boot(dir, script.timeout, on_line)?;
-            if outcome.console.contains(UP) {
-                return Ok(outcome);
-            }
-            let stderr = fs::read_to_string(dir.join("qemu.log")).unwrap_or_default();
-            let seen = exec::tail(&format!("{stderr}\n{}", outcome.console), 20);
-            if attempt == 2 {
-                bail!("L1 did not come up, twice. Its last lines:\n{seen}");
-            }
-            eprintln!(
-                "lab: L1 did not come up in {:.0?}; trying once more. Last lines:\n{seen}",
-                outcome.wall
-            );
+        let seen = last_lines(&outcome);
+        eprintln!("lab: L1 did not come up; trying once more. Its last lines:\n{seen}");
+        let outcome = self.boot(dir, script.timeout, on_line)?;
+        if outcome.console.contains(UP) {
+            return Ok(outcome);
         }
-        bail!("unreachable: the loop above returns on its second turn")
+        bail!(
+            "L1 did not come up, twice. Its last lines:\n{}",
+            last_lines(&outcome)
+        )
     }
 
     fn prepare(&self, script: &L1Script) -> Result<PathBuf> {
@@ -148,6 +147,12 @@ impl Lab {
             wall: begin.elapsed(),
         })
     }
+}
+
+/// What QEMU and L1 said last.
+fn last_lines(outcome: &Outcome) -> String {
+    let qemu = outcome.file("qemu.log").unwrap_or_default();
+    exec::tail(&format!("{qemu}\n{}", outcome.console), 20)
 }
 
 /// Runs `script` as root of new user and network namespaces: nothing that it does to interfaces is seen outside.

@@ -8,5 +8,5 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups --bounding-set -all "$LA
 END
 chmod 755 plain
 LAB_TREATY=$W/plain
-refused tap --kernel "$LINUX" --net tap=tt9
+refused /dev/net/tun --kernel "$LINUX" --net tap=tt9
 [ ! -e /sys/class/net/tt9 ] || fail 'a tap was made'
