@@ -178,9 +178,8 @@ fn set_offloads(shared: &Shared, accepted: Features, reader: &mut ChainReader<'_
     if !(accepted & offload::GUEST).has(wanted) {
         return Err(Refused);
     }
-    let offloads = offload::receive(wanted);
-    shared.backend().set_receive_offloads(offloads).map_err(|error| {
-        tracing::warn!(?offloads, %error, "the receive offloads were not changed");
+    shared.set_offloads(wanted).map_err(|error| {
+        tracing::warn!(?wanted, %error, "the receive offloads were not changed");
         Refused
     })
 }

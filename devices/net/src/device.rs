@@ -1,7 +1,7 @@
 use std::io;
 use std::sync::Arc;
 
-use treaty_net::{Offloads, PacketBackend};
+use treaty_net::PacketBackend;
 use treaty_virtio_device::{
     CounterSet, Description, DeviceCounters, DeviceEvents, DeviceId, DeviceQueue, Features, QueueCounters,
     QueueDescription, QueueSet, QueueState, Reply, RestoreError, SaveError, SavedState, StartError,
@@ -34,6 +34,8 @@ pub struct Net {
     queues: QueueSet,
     /// The negotiated features, once the back-end has been set up for them.
     accepted: Option<Features>,
+    /// Receive offloads of a restored state, for the first start.
+    restored_offloads: Option<Features>,
     /// Ask for an announcement at the next start: the guest may be somewhere else by then.
     announce_due: bool,
     ring_counters: Vec<Arc<QueueCounters>>,
@@ -70,6 +72,8 @@ fn role(index: u16, max_pairs: u16, accepted: Features) -> Option<Role> {
 struct Saved {
     filter: Filter,
     pairs: u16,
+    /// Feature bits.
+    offloads: u64,
 }
 
 impl Net {
@@ -121,6 +125,7 @@ impl Net {
             workers,
             queues: QueueSet::new(queue_count),
             accepted: None,
+            restored_offloads: None,
             announce_due: false,
             ring_counters: (0..queue_count).map(|_| Arc::default()).collect(),
             receive_counters: (0..max_pairs).map(|_| Arc::default()).collect(),
@@ -168,10 +173,11 @@ impl Net {
         if self.accepted == Some(accepted) {
             return Ok(());
         }
-        let offloads = offload::receive(accepted);
+        let all = accepted & offload::GUEST;
+        // What a restored driver had switched off stays off.
+        let on = self.restored_offloads.take().unwrap_or(all) & all;
         self.shared
-            .backend()
-            .set_receive_offloads(offloads)
+            .set_offloads(on)
             .map_err(host(index, "set up receive offloads"))?;
         self.shared.change_filter(|filter| {
             if !filter.fits(accepted) {
@@ -322,6 +328,7 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.accepted = None;
+        self.restored_offloads = None;
         self.announce_due = false;
         self.shared.forget_stages();
         self.shared.change_status(STATUS_ANNOUNCE, false, None);
@@ -331,7 +338,7 @@ impl VirtioDevice for Net {
         let undone = self
             .shared
             .set_pairs(1)
-            .and_then(|()| self.shared.backend().set_receive_offloads(Offloads::NONE));
+            .and_then(|()| self.shared.set_offloads(Features::NONE));
         if let Err(error) = undone {
             // The next start sets both again, and says so if that fails.
             tracing::warn!(%error, "the network back-end was not reset");
@@ -345,6 +352,7 @@ impl VirtioDevice for Net {
         let saved = Saved {
             filter: self.shared.filter().0,
             pairs: self.shared.pairs(),
+            offloads: self.shared.offloads().0,
         };
         SavedState::v1(DeviceId::NET, &saved)
     }
@@ -364,6 +372,7 @@ impl VirtioDevice for Net {
             .set_pairs(saved.pairs)
             .map_err(|error| RestoreError::Invalid(error.to_string()))?;
         self.shared.change_filter(|filter| *filter = saved.filter);
+        self.restored_offloads = Some(Features(saved.offloads));
         self.announce_due = true;
         Ok(())
     }

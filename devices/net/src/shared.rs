@@ -1,12 +1,14 @@
 use std::io;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use treaty_net::PacketBackend;
+use treaty_net::{BackendError, PacketBackend};
 use treaty_virtio_device::{DeviceEvents, Doorbell};
+use treaty_virtio_spec::Features;
 use treaty_virtio_spec::net::{STATUS_ANNOUNCE, STATUS_LINK_UP};
 
 use crate::filter::Filter;
+use crate::offload;
 use crate::stage::Stage;
 
 /// What the queues of one card share. Packets touch only atomics; the locks are for commands, starts and stops.
@@ -18,6 +20,8 @@ pub(crate) struct Shared {
     status: AtomicU16,
     /// Pairs that carry packets.
     pairs: AtomicU16,
+    /// Receive offloads that are on, as feature bits.
+    offloads: AtomicU64,
     receivers: Vec<ReceiverSlot>,
 }
 
@@ -49,6 +53,7 @@ impl Shared {
             filter_version: AtomicU32::new(0),
             status: AtomicU16::new(STATUS_LINK_UP),
             pairs: AtomicU16::new(1),
+            offloads: AtomicU64::new(0),
         })
     }
 
@@ -99,12 +104,24 @@ impl Shared {
     }
 
     /// The first `count` pairs carry packets from now on.
-    pub(crate) fn set_pairs(&self, count: u16) -> Result<(), treaty_net::BackendError> {
+    pub(crate) fn set_pairs(&self, count: u16) -> Result<(), BackendError> {
         self.backend().set_pairs(count)?;
         self.pairs.store(count, Ordering::Release);
         for slot in &self.receivers {
             slot.wake.ring();
         }
+        Ok(())
+    }
+
+    /// Receive offloads that are on.
+    pub(crate) fn offloads(&self) -> Features {
+        Features(self.offloads.load(Ordering::Acquire))
+    }
+
+    /// Switches receive offloads: `wanted` are feature bits that were accepted.
+    pub(crate) fn set_offloads(&self, wanted: Features) -> Result<(), BackendError> {
+        self.backend().set_receive_offloads(offload::receive(wanted))?;
+        self.offloads.store(wanted.0, Ordering::Release);
         Ok(())
     }
 

@@ -2,8 +2,12 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
+
 use common::{Bench, MAC, frame};
-use treaty_net::{Loopback, PacketBackend};
+use treaty_net::{
+    BackendError, Capabilities, Loopback, Null, Offloads, PacketBackend, PacketReceiver, PacketSender,
+};
 use treaty_testkit::rig::Wait;
 use treaty_testkit::{Driver, WAIT_LIMIT};
 use treaty_virtio_device::Features;
@@ -155,6 +159,72 @@ fn offloads_are_switched_within_what_was_accepted() {
     assert_eq!(set(&mut bench, bit::GUEST_CSUM.with(bit::GUEST_TSO4)), ctrl::OK);
     assert_eq!(set(&mut bench, bit::GUEST_UFO), ctrl::ERR, "not accepted");
     assert_eq!(set(&mut bench, bit::MAC), ctrl::ERR, "no offload");
+}
+
+/// A back-end that remembers which receive offloads it was asked for.
+struct Remembering {
+    inner: Null,
+    asked: Arc<Mutex<Offloads>>,
+}
+
+impl PacketBackend for Remembering {
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn set_receive_offloads(&mut self, offloads: Offloads) -> Result<(), BackendError> {
+        *self.asked.lock().unwrap() = offloads;
+        Ok(())
+    }
+
+    fn set_pairs(&mut self, count: u16) -> Result<(), BackendError> {
+        self.inner.set_pairs(count)
+    }
+
+    fn sender(&mut self, pair: u16) -> Result<Box<dyn PacketSender>, BackendError> {
+        self.inner.sender(pair)
+    }
+
+    fn receiver(&mut self, pair: u16) -> Result<Box<dyn PacketReceiver>, BackendError> {
+        self.inner.receiver(pair)
+    }
+}
+
+/// Hardening row 9: the back-end is asked for what was accepted, whatever was offered; what the driver switched off stays
+/// off over a restore.
+#[test]
+fn hardening_09_backends_are_asked_for_accepted_offloads() {
+    let asked = Arc::new(Mutex::new(Offloads::NONE));
+    let backend = || Remembering {
+        inner: Null::new(1),
+        asked: asked.clone(),
+    };
+    let now = || *asked.lock().unwrap();
+    let mut bench = Bench::new(backend(), |offered| {
+        offered.without(bit::GUEST_UFO.with(bit::GUEST_USO4))
+    });
+    let accepted = Offloads {
+        ufo: false,
+        uso: false,
+        ..Offloads::ALL
+    };
+    assert_eq!(now(), accepted);
+    let csum = bit::GUEST_CSUM.0.to_le_bytes();
+    assert_eq!(
+        bench.command(ctrl::GUEST_OFFLOADS, ctrl::GUEST_OFFLOADS_SET, &csum),
+        ctrl::OK
+    );
+    let only_csum = Offloads {
+        csum: true,
+        ..Offloads::NONE
+    };
+    assert_eq!(now(), only_csum);
+    let other = common::unused_rig(backend(), &bench.worker.handle(), bench.memory());
+    *asked.lock().unwrap() = Offloads::ALL;
+    assert!(bench.driver.migrate(other));
+    assert_eq!(now(), only_csum);
+    bench.driver.reset();
+    assert_eq!(now(), Offloads::NONE);
 }
 
 fn announcing(driver: &mut Driver) -> bool {
