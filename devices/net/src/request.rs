@@ -1,7 +1,7 @@
 //! The header of a packet. virtio 1.3 §5.1.6
 
-use treaty_buffers::IoBuffers;
 use treaty_net::Offloads;
+use treaty_virtio_device::ChainReader;
 use treaty_virtio_spec::net::{
     GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM,
     HEADER_SIZE, Header, LEGACY_HEADER_SIZE, feature as bit,
@@ -18,15 +18,16 @@ pub(crate) fn header_size(accepted: Features) -> usize {
     }
 }
 
-/// Copies a header of `size` bytes from the front of a packet, however it is cut into descriptors, and takes it off. `None` if
-/// the packet is shorter.
+/// Reads a header of `size` bytes from the front of a chain, however it is cut into descriptors. `None` if the chain is
+/// shorter or lies outside guest memory.
 #[inline]
-pub(crate) fn read_header(packet: &mut IoBuffers, size: usize) -> Option<Header> {
-    let mut bytes = [0; HEADER_SIZE];
-    if packet.copy_to(bytes.get_mut(..size)?) != size {
-        return None;
+pub(crate) fn read_header(reader: &mut ChainReader<'_>, size: usize) -> Option<Header> {
+    if size == HEADER_SIZE {
+        return Header::read_from_bytes(&reader.read_array::<HEADER_SIZE>()?).ok();
     }
-    packet.advance(size);
+    let legacy = reader.read_array::<LEGACY_HEADER_SIZE>()?;
+    let mut bytes = [0; HEADER_SIZE];
+    bytes.get_mut(..LEGACY_HEADER_SIZE)?.copy_from_slice(&legacy);
     Header::read_from_bytes(&bytes).ok()
 }
 

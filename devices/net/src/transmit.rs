@@ -67,15 +67,11 @@ fn gather(
 ) -> Result<Header, Refused> {
     frame.clear_ranges();
     let mut reader = ChainReader::new(memory, readable);
-    let len = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);
-    let frame_len = len.wrapping_sub(rules.header_size);
-    if len < rules.header_size || !(ETHERNET_BYTES..=MAX_FRAME).contains(&frame_len) {
+    let header = read_header(&mut reader, rules.header_size).ok_or(Refused::Chain)?;
+    let frame_len = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);
+    if !(ETHERNET_BYTES..=MAX_FRAME).contains(&frame_len) || reader.take_buffers(frame_len, frame).is_err() {
         return Err(Refused::Chain);
     }
-    if reader.take_buffers(len, frame).is_err() {
-        return Err(Refused::Chain);
-    }
-    let header = read_header(frame, rules.header_size).ok_or(Refused::Chain)?;
     check(&header, frame_len, rules.offloads).map_err(|_| Refused::Header)
 }
 

@@ -69,9 +69,11 @@ impl<'a> Cursor<'a> {
         list: &mut IoBuffers,
     ) -> Result<usize, MemoryError> {
         match self.segments.split_first() {
-            Some((first, rest)) if self.offset == 0 && first.len as usize == len => {
-                memory.push_buffers(first.addr, len, list)?;
+            Some((first, rest)) if (first.len - self.offset) as usize == len => {
+                let addr = first.addr.wrapping_add(u64::from(self.offset));
+                memory.push_buffers(addr, len, list)?;
                 self.segments = rest;
+                self.offset = 0;
                 Ok(len)
             }
             _ => {
@@ -125,15 +127,19 @@ impl<'a> ChainReader<'a> {
     #[inline(always)]
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (first, rest) = self.cursor.segments.split_first()?;
-        if self.cursor.offset != 0 || first.len as usize != N {
+        if self.cursor.offset != 0 || (first.len as usize) < N {
             let (bytes, cursor) = gather(self.memory, self.cursor);
             self.cursor = cursor;
             return bytes;
         }
-        // Almost always: a header in a descriptor of its own.
+        // Almost always: a header in a descriptor of its own, or at the front of the first.
         let mut bytes = [0; N];
         self.memory.read(first.addr, &mut bytes).ok()?;
-        self.cursor.segments = rest;
+        if first.len as usize == N {
+            self.cursor.segments = rest;
+        } else {
+            self.cursor.offset = N as u32;
+        }
         Some(bytes)
     }
 
