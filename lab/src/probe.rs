@@ -9,17 +9,22 @@ use serde::Deserialize;
 
 use crate::cache::{Cache, target_dir, workspace_root};
 
-/// Builds the probe, or finds it up to date; returns the ELF file.
-pub fn build_probe() -> Result<PathBuf> {
-    let dir = target_dir().join("probe");
+/// `cargo` for the probe: in its own directory, for its own cargo configuration, and without the flags of whoever calls.
+pub fn probe_cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // In its own directory, for its own cargo configuration, and without the flags of whoever calls.
     cargo.current_dir(workspace_root().join("guest/probe"));
-    cargo.args(["build", "--quiet", "--release", "--locked"]);
-    cargo.env("CARGO_TARGET_DIR", dir.join("build"));
+    cargo.env("CARGO_TARGET_DIR", target_dir().join("probe/build"));
     for inherited in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
         cargo.env_remove(inherited);
     }
+    cargo
+}
+
+/// Builds the probe, or finds it up to date; returns the ELF file.
+pub fn build_probe() -> Result<PathBuf> {
+    let dir = target_dir().join("probe");
+    let mut cargo = probe_cargo();
+    cargo.args(["build", "--quiet", "--release", "--locked"]);
     ensure!(
         cargo.status().context("cannot start cargo")?.success(),
         "the probe does not build"

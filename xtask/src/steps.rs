@@ -214,6 +214,15 @@ impl Logged {
         println!("    all of it: {}", self.log.display());
     }
 
+    /// Runs commands that are one test each.
+    pub fn all(&self, commands: &[Command], limit: Duration) -> Result<End> {
+        let mut count = Count::default();
+        for command in commands {
+            count.add(Count::one(self.run(command, limit, |_| ())?));
+        }
+        Ok(End::Done(count))
+    }
+
     /// Runs a command that is one test.
     pub fn one(&self, command: &Command, limit: Duration) -> Result<End> {
         Ok(End::Done(Count::one(self.run(command, limit, |_| ())?)))

@@ -70,15 +70,21 @@ pub fn main(args: &Args) -> Result<()> {
 }
 
 fn fmt(log: &Logged) -> Result<End> {
-    let mut command = cargo::command();
-    command.args(["fmt", "--all", "--check"]);
-    log.one(&command, 2 * MINUTE)
+    let commands = both(&["fmt", "--all", "--check"]);
+    log.all(&commands, 2 * MINUTE)
 }
 
 fn clippy(log: &Logged) -> Result<End> {
-    let mut command = cargo::command();
-    command.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
-    log.one(&command, 15 * MINUTE)
+    let commands = both(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    log.all(&commands, 15 * MINUTE)
+}
+
+/// The same for the workspace and for the probe, which is not a member of it.
+fn both(args: &[&str]) -> [Command; 2] {
+    [cargo::command(), treaty_lab::probe_cargo()].map(|mut command| {
+        command.args(args);
+        command
+    })
 }
 
 fn tidy_step(_: &Logged) -> Result<End> {

@@ -47,8 +47,8 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Walks the list once, at most [`MOST`] steps: a list that loops ends there. For each structure the first
-    /// capability that can be used counts. virtio 1.3 §4.1.4.1: "the driver SHOULD use the first instance it supports".
+    /// Walks the list, at most as many steps as capabilities have room: a list that loops ends there. For each structure
+    /// the first capability that can be used counts. virtio 1.3 §4.1.4.1: "the driver SHOULD use the first instance it supports".
     pub fn read<B: PciBus>(bus: &B, function: Function) -> Self {
         let mut found = Self::default();
         if bus.read(function, header::COMMAND) & header::STATUS_CAPABILITIES == 0 {
