@@ -37,15 +37,18 @@ fn hardening_04_operations_in_flight_are_capped() {
     for sector in 0..16 {
         rig.offer(&Ask::read(sector, 512)).unwrap();
     }
-    rig.driver.publish();
+    assert!(rig.driver.publish(), "an idle queue asks for doorbells");
+    rig.run();
+    rig.offer(&Ask::read(0, 512)).unwrap();
+    assert!(!rig.driver.publish(), "a queue at its cap does not");
     let mut back = Vec::new();
-    for _ in 0..16 {
+    for _ in 0..17 {
         assert_eq!(rig.run(), Progress::Idle);
         assert!(rig.image.disk().held.len() <= 5);
         rig.image.release(0);
         back.extend(rig.run_and_reap());
     }
-    assert_eq!(back.len(), 16);
+    assert_eq!(back.len(), 17);
     assert!(rig.count("caps_reached") > 0);
 }
 
