@@ -1,5 +1,6 @@
 //! The conformance suite: what every device must do on every rig.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use treaty_memory::GuestMemory;
@@ -59,6 +60,8 @@ pub fn conform(subject: &mut dyn Subject) {
 /// Runs every case on rigs of one kind.
 pub fn conform_on(kind: &dyn RigKind, subject: &mut dyn Subject) {
     let worker = Worker::start("conformance", ReactorKind::Auto).expect("a worker");
+    let mut run = 0;
+    let mut left_out: BTreeMap<&'static str, u32> = BTreeMap::new();
     for combination in combinations() {
         for (name, case) in CASES {
             let _named = Named(format!(
@@ -73,8 +76,19 @@ pub fn conform_on(kind: &dyn RigKind, subject: &mut dyn Subject) {
                 combination,
                 memory: guest_memory(),
             };
-            case(&mut bench);
+            match case(&mut bench) {
+                Ran::Whole => run += 1,
+                Ran::NotHere(reason) => *left_out.entry(reason).or_default() += 1,
+            }
         }
+    }
+    println!("{} on {}: {run} cases ran", subject.name(), kind.name());
+    for (reason, count) in left_out {
+        println!(
+            "{} on {}: {count} cases left out: {reason}",
+            subject.name(),
+            kind.name()
+        );
     }
 }
 
@@ -89,7 +103,17 @@ impl Drop for Named {
     }
 }
 
-type Case = fn(&mut Bench<'_>);
+/// How far a case got.
+enum Ran {
+    /// To its end.
+    Whole,
+    /// The rig cannot do what the case is about.
+    NotHere(&'static str),
+}
+
+const NO_SAVE: Ran = Ran::NotHere("rigs of this kind do not save");
+
+type Case = fn(&mut Bench<'_>) -> Ran;
 
 const CASES: [(&str, Case); 12] = [
     ("start", start),
@@ -171,12 +195,13 @@ impl Bench<'_> {
     }
 }
 
-fn start(bench: &mut Bench<'_>) {
+fn start(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.live();
     bench.io(&mut driver);
+    Ran::Whole
 }
 
-fn stop(bench: &mut Bench<'_>) {
+fn stop(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.live();
     bench.io(&mut driver);
     let tokens = bench.begin(&mut driver);
@@ -189,18 +214,20 @@ fn stop(bench: &mut Bench<'_>) {
     bench.io(&mut driver);
     driver.rig().resume();
     bench.io(&mut driver);
+    Ran::Whole
 }
 
-fn reset(bench: &mut Bench<'_>) {
+fn reset(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.live();
     bench.io(&mut driver);
     driver.reset();
     driver.reset();
     bench.bring_up(&mut driver);
     bench.io(&mut driver);
+    Ran::Whole
 }
 
-fn reset_early(bench: &mut Bench<'_>) {
+fn reset_early(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.driver();
     driver.reset();
     let accepted = bench.negotiate(&mut driver);
@@ -212,10 +239,11 @@ fn reset_early(bench: &mut Bench<'_>) {
     driver.reset();
     bench.bring_up(&mut driver);
     bench.io(&mut driver);
+    Ran::Whole
 }
 
 /// Hardening row 3: when the status reads 0 nothing of the old life touches memory any more.
-fn reset_in_flight(bench: &mut Bench<'_>) {
+fn reset_in_flight(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.live();
     let queues = bench.subject.queues(driver.accepted());
     for _ in 0..4 {
@@ -247,49 +275,53 @@ fn reset_in_flight(bench: &mut Bench<'_>) {
             "a ring was written to after the reset was over"
         );
     }
+    Ran::Whole
 }
 
-fn restart(bench: &mut Bench<'_>) {
+fn restart(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.driver();
     for _ in 0..5 {
         bench.bring_up(&mut driver);
         bench.io(&mut driver);
         driver.reset();
     }
+    Ran::Whole
 }
 
-fn save_restore(bench: &mut Bench<'_>) {
+fn save_restore(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.live();
     bench.io(&mut driver);
     for _ in 0..2 {
         let rig = bench.rig();
         if !driver.migrate(rig) {
-            return println!("SKIPPED: rigs of kind {} do not save", bench.kind.name());
+            return NO_SAVE;
         }
         bench.io(&mut driver);
     }
     driver.reset();
     bench.bring_up(&mut driver);
     bench.io(&mut driver);
+    Ran::Whole
 }
 
 /// Hardening row 31: what was offered while nobody listened is found after the start.
-fn save_restore_in_flight(bench: &mut Bench<'_>) {
+fn save_restore_in_flight(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.live();
     for _ in 0..3 {
         let tokens = bench.begin(&mut driver);
         let rig = bench.rig();
         if !driver.migrate(rig) {
-            return println!("SKIPPED: rigs of kind {} do not save", bench.kind.name());
+            return NO_SAVE;
         }
         for token in tokens {
             driver.wait(token);
         }
         bench.io(&mut driver);
     }
+    Ran::Whole
 }
 
-fn sparse(bench: &mut Bench<'_>) {
+fn sparse(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.driver();
     let accepted = bench.negotiate(&mut driver);
     let queues = bench.subject.fewest_queues(accepted);
@@ -300,10 +332,11 @@ fn sparse(bench: &mut Bench<'_>) {
         bench.io(&mut driver);
     }
     driver.reset();
+    Ran::Whole
 }
 
 /// Hardening row 15: the queue is retired and the device says so; a reset is all it takes.
-fn violation(bench: &mut Bench<'_>) {
+fn violation(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.live();
     bench.io(&mut driver);
     let victim = bench.subject.victim();
@@ -312,15 +345,16 @@ fn violation(bench: &mut Bench<'_>) {
     driver.reset();
     bench.bring_up(&mut driver);
     bench.io(&mut driver);
+    Ran::Whole
 }
 
-fn queue_reset(bench: &mut Bench<'_>) {
+fn queue_reset(bench: &mut Bench<'_>) -> Ran {
     let mut driver = bench.live();
     bench.io(&mut driver);
     bench.begin(&mut driver);
     for index in bench.subject.queues(driver.accepted()) {
         if !driver.reset_queue(index) {
-            return println!("SKIPPED: rigs of kind {} do not reset queues", bench.kind.name());
+            return Ran::NotHere("rigs of this kind do not reset queues");
         }
     }
     for index in bench.subject.queues(driver.accepted()) {
@@ -328,14 +362,15 @@ fn queue_reset(bench: &mut Bench<'_>) {
     }
     bench.subject.prepare(&mut driver);
     bench.io(&mut driver);
+    Ran::Whole
 }
 
 /// Hardening row 18: a state that is not of this device is refused, and the device works on.
-fn foreign_state(bench: &mut Bench<'_>) {
+fn foreign_state(bench: &mut Bench<'_>) -> Ran {
     let mut donor = bench.live();
     donor.rig().pause();
     let Some(saved) = donor.rig().save() else {
-        return println!("SKIPPED: rigs of kind {} do not save", bench.kind.name());
+        return NO_SAVE;
     };
     let id = donor.rig().device_id();
     let state = saved.expect("a paused device can be saved");
@@ -347,4 +382,5 @@ fn foreign_state(bench: &mut Bench<'_>) {
     driver.reset();
     bench.bring_up(&mut driver);
     bench.io(&mut driver);
+    Ran::Whole
 }

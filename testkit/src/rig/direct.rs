@@ -21,6 +21,8 @@ const CONFIG_KEY: u64 = 1 << 32;
 /// Calls the device itself: no transport at all.
 pub struct DirectRig {
     device: Box<dyn VirtioDevice>,
+    /// Ring and transport features on offer.
+    ring: Features,
     memory: GuestMemory,
     hub: Arc<Hub>,
     events: Arc<Events>,
@@ -90,7 +92,12 @@ impl RigKind for Direct {
 
 impl DirectRig {
     /// Attaches the device.
-    pub fn new(mut device: Box<dyn VirtioDevice>, memory: GuestMemory) -> Self {
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> Self {
+        Self::offering(device, memory, RingOffer::ALL.features())
+    }
+
+    /// The same with these ring and transport features.
+    pub(super) fn offering(mut device: Box<dyn VirtioDevice>, memory: GuestMemory, ring: Features) -> Self {
         let hub = Arc::new(Hub::default());
         let events = Arc::new(Events {
             status: AtomicU8::new(0),
@@ -100,6 +107,7 @@ impl DirectRig {
         device.attach(DeviceEvents::new(events.clone()));
         Self {
             device,
+            ring,
             memory,
             hub,
             events,
@@ -190,7 +198,7 @@ impl Rig for DirectRig {
     }
 
     fn offered(&mut self) -> Features {
-        self.device.description().features | RingOffer::ALL.features()
+        self.device.description().features | self.ring
     }
 
     fn write_features(&mut self, accepted: Features) {

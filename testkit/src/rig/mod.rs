@@ -6,6 +6,7 @@ pub mod mmio;
 /// virtio-pci.
 pub mod pci;
 mod shared;
+mod vhost;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use treaty_virtio_device::{Features, RingConfig, VirtioDevice};
 pub use direct::DirectRig;
 pub use mmio::MmioRig;
 pub use pci::PciRig;
+pub use vhost::VhostUserRig;
 
 /// Which interrupt is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,5 +89,6 @@ pub fn all_kinds() -> Vec<Box<dyn RigKind>> {
             ioeventfd: false,
             msix: false,
         }),
+        Box::new(vhost::VhostUser),
     ]
 }

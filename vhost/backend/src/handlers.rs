@@ -1,6 +1,6 @@
 //! One function per message. [`table`](treaty_vhost_protocol::table) has checked sizes, descriptors and protocol features before.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use treaty_vhost_protocol::table::frontend as code;
 use treaty_vhost_protocol::{Message, features};
 use treaty_virtio_device::Features;
 use treaty_virtio_spec::feature;
+use treaty_virtio_spec::ring::MAX_QUEUE_SIZE;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::memory::{MAX_SLOTS, RegionRefused};
@@ -31,7 +32,15 @@ pub enum Outcome {
 
 type Result<T> = std::result::Result<T, SessionError>;
 
-/// Protocol features on offer.
+/// Protocol features on offer. CONFIG only for devices that have a configuration: QEMU warns of it where it has no use for it.
+fn protocol_features(session: &Session<'_>) -> u64 {
+    match session.device.description().config_len {
+        0 => PROTOCOL_FEATURES & !features::CONFIG,
+        _ => PROTOCOL_FEATURES,
+    }
+}
+
+/// Protocol features on offer at most.
 const PROTOCOL_FEATURES: u64 = features::MQ
     | features::LOG_SHMFD
     | features::REPLY_ACK
@@ -46,7 +55,7 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::GET_FEATURES => Ok(number(offered(session))),
         code::SET_FEATURES => set_features(session, &message),
         code::SET_OWNER | code::RESET_OWNER => Ok(Outcome::Done),
-        code::GET_PROTOCOL_FEATURES => Ok(number(PROTOCOL_FEATURES)),
+        code::GET_PROTOCOL_FEATURES => Ok(number(protocol_features(session))),
         code::SET_PROTOCOL_FEATURES => set_protocol_features(session, &message),
         code::GET_QUEUE_NUM => Ok(number(session.vrings.len() as u64)),
         code::SET_MEM_TABLE => set_mem_table(session, message),
@@ -101,7 +110,7 @@ fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome>
             format!("bits {extra:#x} were not offered"),
         ));
     }
-    if wanted == session.accepted {
+    if wanted == session.accepted && session.negotiated {
         return Ok(Outcome::Done);
     }
     session.with_rings_stopped(|session| {
@@ -109,7 +118,8 @@ fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome>
         session.accepted = wanted;
         let driver = session.driver_features();
         // Switching the dirty log is no negotiation.
-        let negotiates = driver != before && driver.has(feature::VERSION_1);
+        let negotiates = (driver != before || !session.negotiated) && driver.has(feature::VERSION_1);
+        session.negotiated = true;
         if negotiates && !session.device.negotiate(driver) {
             return Err(refused(
                 "SET_FEATURES",
@@ -122,8 +132,8 @@ fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome>
 
 fn set_protocol_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
     let wanted: u64 = message.read()?;
-    if wanted & !PROTOCOL_FEATURES != 0 {
-        let extra = wanted & !PROTOCOL_FEATURES;
+    let extra = wanted & !protocol_features(session);
+    if extra != 0 {
         return Err(refused(
             message.row.name,
             format!("bits {extra:#x} were not offered"),
@@ -219,18 +229,11 @@ fn vring<'s>(session: &'s mut Session<'_>, request: &'static str, index: u32) ->
 
 fn set_vring_num(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
     let VringState { index, num } = message.read()?;
-    let limit = session
-        .device
-        .description()
-        .queues
-        .get(index as usize)
-        .map_or(0, |queue| queue.max_size);
     let vring = vring(session, message.row.name, index)?;
-    if num == 0 || num > u32::from(limit) {
-        return Err(refused(
-            message.row.name,
-            format!("{num} entries; at most {limit}"),
-        ));
+    // The front-end has told the driver how large a queue may be: the protocol has no way to ask the back-end.
+    if num == 0 || num > u32::from(MAX_QUEUE_SIZE) {
+        let reason = format!("{num} entries; at most {MAX_QUEUE_SIZE}");
+        return Err(refused(message.row.name, reason));
     }
     if vring.running {
         return Err(refused(message.row.name, "the ring runs"));
@@ -278,15 +281,35 @@ fn get_vring_base(session: &mut Session<'_>, message: &Message) -> Result<Outcom
     Ok(Outcome::Payload(state.as_bytes().to_vec(), Vec::new()))
 }
 
+/// Hardening row 11: a descriptor that is not an eventfd could block a worker (a full pipe) or never fall silent (a file).
+fn check_eventfd(fd: &OwnedFd) -> std::result::Result<(), String> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+        .map_err(|error| format!("cannot look at the descriptor: {error}"))?;
+    if link.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(format!("an eventfd was expected, not {}", link.display()));
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: takes no pointers; the descriptor is open.
+    let set = unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    match set {
+        0 => Ok(()),
+        _ => Err("the descriptor cannot be made non-blocking".into()),
+    }
+}
+
 /// Ring index and descriptor of SET_VRING_KICK, _CALL and _ERR.
 fn vring_fd(message: &mut Message) -> Result<(u32, Option<OwnedFd>)> {
     let word: u64 = message.read()?;
     let fd = message.take_fd();
+    let name = message.row.name;
     if (word & VRING_FD_NONE != 0) == fd.is_some() {
-        return Err(refused(
-            message.row.name,
-            "flag and descriptor contradict each other",
-        ));
+        return Err(refused(name, "flag and descriptor contradict each other"));
+    }
+    if let Some(fd) = &fd {
+        check_eventfd(fd).map_err(|reason| refused(name, reason))?;
     }
     Ok(((word & VRING_FD_INDEX) as u32, fd))
 }
@@ -321,7 +344,7 @@ fn set_vring_call(session: &mut Session<'_>, mut message: Message) -> Result<Out
 
 fn set_vring_err(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
     let (index, fd) = vring_fd(&mut message)?;
-    vring(session, message.row.name, index)?.err = fd;
+    vring(session, message.row.name, index)?.err.set(fd);
     Ok(Outcome::Done)
 }
 
@@ -392,13 +415,11 @@ fn set_config(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
 }
 
 fn reset_device(session: &mut Session<'_>) -> Outcome {
-    session.stop_all();
+    session.reset();
     for vring in &mut session.vrings {
         vring.enabled = false;
         vring.base = 0;
     }
-    session.device.reset();
-    session.status = 0;
     Outcome::Done
 }
 
@@ -406,8 +427,7 @@ fn set_status(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
     let wanted: u64 = message.read()?;
     let wanted = u8::try_from(wanted).map_err(|_| refused(message.row.name, "more than eight bits"))?;
     if wanted == 0 && session.status != 0 {
-        session.stop_all();
-        session.device.reset();
+        session.reset();
     }
     session.status = wanted;
     for index in 0..session.vrings.len() {

@@ -2,12 +2,12 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use treaty_vhost_protocol::{Channel, table};
 use treaty_virtio_device::{EventSink, InterruptSink};
 
-/// A ring's call descriptor. The front-end may change it while the ring runs (it does to mask interrupts).
+/// A ring's call or error descriptor. The front-end may change it while the ring runs (it does to mask interrupts).
 #[derive(Default)]
 pub struct CallFd(Mutex<Option<File>>);
 
@@ -33,6 +33,8 @@ impl InterruptSink for CallFd {
 pub struct Events {
     channel: Mutex<Option<Channel>>,
     broken: Mutex<Option<String>>,
+    /// The rings' error descriptors.
+    errs: Mutex<Vec<Arc<CallFd>>>,
 }
 
 impl Events {
@@ -41,10 +43,28 @@ impl Events {
         *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Channel::new(stream, &[]));
     }
 
+    /// The error descriptors of a new connection's rings.
+    pub fn set_errs(&self, errs: Vec<Arc<CallFd>>) {
+        *self.errs.lock().unwrap_or_else(PoisonError::into_inner) = errs;
+    }
+
     /// Forgets the connection.
     pub fn clear(&self) {
         *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.set_errs(Vec::new());
+        self.repaired();
+    }
+
+    /// The device was reset.
+    pub fn repaired(&self) {
         *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The device needs a reset, for the first reason given.
+    fn mark_broken(&self, reason: &str) {
+        tracing::error!(reason, "device needs a reset");
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.get_or_insert_with(|| reason.to_string());
     }
 
     /// Why the device needs a reset, if it does.
@@ -67,8 +87,28 @@ impl EventSink for Events {
     }
 
     fn needs_reset(&self, reason: &str) {
-        tracing::error!(reason, "device needs a reset");
-        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        broken.get_or_insert_with(|| reason.to_string());
+        self.mark_broken(reason);
+        for err in self.errs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            err.signal();
+        }
+    }
+}
+
+/// What one ring tells the front-end: its failure goes to its own error descriptor.
+pub struct RingEvents {
+    /// The device's.
+    pub device: Arc<Events>,
+    /// The ring's.
+    pub err: Arc<CallFd>,
+}
+
+impl EventSink for RingEvents {
+    fn config_changed(&self) {
+        self.device.config_changed();
+    }
+
+    fn needs_reset(&self, reason: &str) {
+        self.device.mark_broken(reason);
+        self.err.signal();
     }
 }

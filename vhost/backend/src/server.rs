@@ -41,7 +41,14 @@ pub fn serve(endpoint: Endpoint, device: &mut dyn VirtioDevice, stop: &Stop) -> 
         Endpoint::Connected(stream) => one(stream),
         Endpoint::Listen(listener) => {
             while wait(listener.socket().as_raw_fd(), stop.fd(), None)? {
-                one(listener.socket().accept()?.0);
+                match listener.socket().accept() {
+                    Ok((stream, _)) => one(stream),
+                    Err(error) => {
+                        tracing::error!(%error, "cannot take a connection");
+                        // Stopped meanwhile: the loop's condition sees it.
+                        let _ = stop.sleep(RETRY);
+                    }
+                }
             }
         }
         Endpoint::Connect(path) => {

@@ -10,13 +10,13 @@ use treaty_vhost_protocol::payload::{VRING_LOG, VringAddr};
 use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
 use treaty_virtio_device::{
-    DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, Layout, QueueLog, QueueParts, Reply,
+    DeviceEvents, DeviceQueue, Doorbell, Features, Interrupt, Layout, QueueLog, QueueParts, Reply,
     RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base, vhost_state,
 };
 
 use crate::handlers::{Outcome, handle};
 use crate::memory::{MemoryTable, RegionRefused};
-use crate::notify::Events;
+use crate::notify::{Events, RingEvents};
 use crate::vring::Vring;
 
 /// Why a connection ended.
@@ -93,6 +93,8 @@ pub struct Session<'d> {
     pub(crate) events: Arc<Events>,
     pub(crate) protocol_features: u64,
     pub(crate) accepted: u64,
+    /// The device has heard of `accepted` since its last reset.
+    pub(crate) negotiated: bool,
     pub(crate) memory: MemoryTable,
     pub(crate) vrings: Vec<Vring>,
     pub(crate) status: u8,
@@ -102,18 +104,16 @@ pub struct Session<'d> {
 impl<'d> Session<'d> {
     /// Serves `device` to the peer of `stream`. `events` is what the device was attached with.
     pub fn new(stream: UnixStream, device: &'d mut dyn VirtioDevice, events: Arc<Events>) -> Self {
-        let vrings = device
-            .description()
-            .queues
-            .iter()
-            .map(|_| Vring::default())
-            .collect();
+        let queues = device.description().queues.iter();
+        let vrings: Vec<Vring> = queues.map(|_| Vring::default()).collect();
+        events.set_errs(vrings.iter().map(|vring| vring.err.clone()).collect());
         Self {
             channel: Channel::new(stream, frontend::ROWS),
             device,
             events,
             protocol_features: 0,
             accepted: 0,
+            negotiated: false,
             memory: MemoryTable::default(),
             vrings,
             status: 0,
@@ -137,6 +137,10 @@ impl<'d> Session<'d> {
         while wait(self.channel.fd(), stop.fd(), None).map_err(waiting)? {
             while let Some(message) = self.channel.try_receive()? {
                 self.answer(message)?;
+                // A peer that never falls silent does not keep the daemon from ending.
+                if stop.is_stopped() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -250,7 +254,10 @@ impl<'d> Session<'d> {
             memory: memory.clone(),
             doorbell: Doorbell::from_fd(kick),
             interrupt: Interrupt::new(vring.call.clone()),
-            events: DeviceEvents::new(self.events.clone() as Arc<dyn EventSink>),
+            events: DeviceEvents::new(Arc::new(RingEvents {
+                device: self.events.clone(),
+                err: vring.err.clone(),
+            })),
         };
         let state = vhost_state(config.layout, vring.base);
         let mut queue = DeviceQueue::start(parts, &config, state).map_err(|error| start_failed(&error))?;
@@ -288,6 +295,15 @@ impl<'d> Session<'d> {
             Ok(None) | Err(mpsc::RecvError) => tracing::warn!(queue = index, "ring ended without a state"),
         }
         tracing::info!(queue = index, base = vring.base, "ring stopped");
+    }
+
+    /// Back to power-on: rings drained, nothing negotiated, nothing broken.
+    pub(crate) fn reset(&mut self) {
+        self.stop_all();
+        self.device.reset();
+        self.negotiated = false;
+        self.status = 0;
+        self.events.repaired();
     }
 
     /// Drains every ring.

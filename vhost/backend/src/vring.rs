@@ -18,7 +18,7 @@ pub struct Vring {
     /// The interrupt.
     pub call: Arc<CallFd>,
     /// Signalled when the ring fails.
-    pub err: Option<OwnedFd>,
+    pub err: Arc<CallFd>,
     /// SET_VRING_ENABLE.
     pub enabled: bool,
     /// The device runs it.

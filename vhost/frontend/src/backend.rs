@@ -5,9 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use treaty_memory::GuestMemory;
-use treaty_vhost_protocol::payload::{
-    Config, MemoryRegion, MemoryTable, VRING_FD_NONE, VringAddr, VringState,
-};
+use treaty_vhost_protocol::payload::{Config, MemoryRegion, MemoryTable, VringAddr, VringState};
 use treaty_vhost_protocol::table::{self, Row, frontend as code};
 use treaty_vhost_protocol::{BASELINE_REGIONS, Channel, Message, ProtocolError, features};
 use treaty_virtio_spec::status;
@@ -56,6 +54,8 @@ const WANTED: u64 = features::MQ
     | features::BACKEND_REQ
     | features::RESET_DEVICE
     | features::STATUS;
+/// Requests of the back-end that are taken before anything else is looked at.
+const REQUESTS_PER_TURN: usize = 64;
 /// Bytes of configuration that are asked for.
 const CONFIG_BYTES: usize = 256;
 
@@ -132,7 +132,11 @@ impl Backend {
         let Some(channel) = &mut self.requests else {
             return Ok(false);
         };
-        while let Some(message) = channel.try_receive()? {
+        // Bounded: commands wait behind this.
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(message) = channel.try_receive()? else {
+                break;
+            };
             changed |= message.row.code == table::backend::CONFIG_CHANGE_MSG;
             if message.need_reply {
                 channel.reply_value(message.row, &0u64)?;
@@ -228,8 +232,8 @@ impl Backend {
         self.set(code::SET_VRING_ADDR, ring_address(number, ring)?.as_bytes(), &[])?;
         let call = [ring.call.as_fd()];
         self.set(code::SET_VRING_CALL, u64::from(index).as_bytes(), &call)?;
-        let polled = u64::from(index) | VRING_FD_NONE;
-        self.set(code::SET_VRING_ERR, polled.as_bytes(), &[])?;
+        let err = [ring.err.as_fd()];
+        self.set(code::SET_VRING_ERR, u64::from(index).as_bytes(), &err)?;
         let kick = [ring.doorbell.as_fd()];
         self.set(code::SET_VRING_KICK, u64::from(index).as_bytes(), &kick)?;
         if self.features & features::PROTOCOL_FEATURES != 0 {

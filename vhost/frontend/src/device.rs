@@ -59,7 +59,9 @@ impl VhostUserDevice {
         let offered = backend.features;
         let queues = backend
             .queues
-            .map_or(kind.queues, |queues| kind.queues.min(queues as u16))
+            .map_or(kind.queues, |queues| {
+                kind.queues.min(u16::try_from(queues).unwrap_or(u16::MAX))
+            })
             .max(1);
         let queue = QueueDescription {
             max_size: kind.queue_size,
@@ -140,13 +142,15 @@ impl VirtioDevice for VhostUserDevice {
         if std::mem::replace(running, true) {
             return Err(StartError::AlreadyRunning(index));
         }
-        let call = Doorbell::new().map_err(|source| StartError::Host {
-            index,
-            action: "make an eventfd",
-            source,
-        })?;
-        self.line
-            .send(Command::Start(index, Ring::new(queue, call), accepted.0));
+        let eventfd = || {
+            Doorbell::new().map_err(|source| StartError::Host {
+                index,
+                action: "make an eventfd",
+                source,
+            })
+        };
+        let ring = Ring::new(queue, eventfd()?, eventfd()?);
+        self.line.send(Command::Start(index, ring, accepted.0));
         Ok(())
     }
 

@@ -15,11 +15,13 @@ pub struct Ring {
     pub interrupt: Interrupt,
     /// Written by the back-end; this thread then interrupts the driver.
     pub call: Doorbell,
+    /// Written by the back-end when the ring has failed.
+    pub err: Doorbell,
 }
 
 impl Ring {
     /// Takes a queue apart: the ring is run elsewhere.
-    pub fn new(queue: DeviceQueue, call: Doorbell) -> Self {
+    pub fn new(queue: DeviceQueue, call: Doorbell, err: Doorbell) -> Self {
         let (parts, config, start) = queue.into_parts();
         Self {
             config,
@@ -28,6 +30,7 @@ impl Ring {
             doorbell: parts.doorbell,
             interrupt: parts.interrupt,
             call,
+            err,
         }
     }
 

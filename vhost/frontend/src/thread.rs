@@ -154,7 +154,10 @@ impl Keeper {
             return Ok(backend);
         };
         if let Err(error) = backend.prepare(self.accepted, &first.memory) {
-            self.shared.needs_reset(&error.to_string());
+            // A back-end that went away again is tried again; one that says no will not change its mind.
+            if matches!(error, BackendError::Lacks(_) | BackendError::Refused(_)) {
+                self.shared.needs_reset(&error.to_string());
+            }
             return Err(error);
         }
         for (&index, ring) in &self.rings {
@@ -170,7 +173,11 @@ impl Keeper {
     /// Sleeps until something happens, and sees to what is not a command.
     fn wait(&mut self) {
         let mut fds = vec![self.wake.fd()];
-        fds.extend(self.rings.values().map(|ring| ring.call.fd()));
+        fds.extend(
+            self.rings
+                .values()
+                .flat_map(|ring| [ring.call.fd(), ring.err.fd()]),
+        );
         if let Some(backend) = &self.backend {
             fds.push(backend.fd());
             fds.extend(backend.requests_fd());
@@ -181,9 +188,13 @@ impl Keeper {
             .then(|| self.next_try.saturating_duration_since(Instant::now()));
         poll(&fds, limit);
         self.wake.clear();
-        for ring in self.rings.values() {
+        for (index, ring) in &self.rings {
             if ring.call.clear() {
                 ring.interrupt.signal();
+            }
+            if ring.err.clear() {
+                let reason = format!("queue {index}: the back-end says that the ring has failed");
+                self.shared.needs_reset(&reason);
             }
         }
         if self.backend.is_some() {
