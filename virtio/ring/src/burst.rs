@@ -206,9 +206,11 @@ pub(crate) struct Building<'a> {
 impl<'a> Building<'a> {
     #[inline(always)]
     pub fn new(room: &'a mut [Slot], limit: u16) -> Self {
+        let limit = usize::from(limit);
+        let most = limit.min(room.len());
         Self {
-            room,
-            limit: usize::from(limit),
+            room: room.get_mut(..most).unwrap_or_default(),
+            limit,
             count: 0,
             readable: 0,
             bytes: 0,
@@ -222,11 +224,11 @@ impl<'a> Building<'a> {
         if !is_sound(descriptor) {
             return Err(Violation::BufferLength(id).into());
         }
-        if self.count == self.limit {
-            return Err(Violation::ChainTooLong(id).into());
-        }
         let Some(slot) = self.room.get_mut(self.count) else {
-            return Err(Stop::BurstFull);
+            return Err(match self.count < self.limit {
+                true => Stop::BurstFull,
+                false => Violation::ChainTooLong(id).into(),
+            });
         };
         (slot.addr, slot.len) = (descriptor.addr, descriptor.len());
         self.count += 1;

