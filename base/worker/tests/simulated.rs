@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use treaty_buffers::{AlignedBlock, IoBuffers};
 use treaty_worker::sim::{Faults, Random, Sim, run_seeds};
-use treaty_worker::{Exit, HostOp, OpKind, Progress, Task, Turn};
+use treaty_worker::{Exit, HostOp, OpKind, Progress, Task, TaskId, Turn, WorkerHandle};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// What a task has done and how it ended.
@@ -100,6 +100,49 @@ fn nameless_file(seed: u64) -> std::fs::File {
     file
 }
 
+/// A task as the scenario sees it.
+struct Subject {
+    id: TaskId,
+    life: Arc<Mutex<Life>>,
+    bell: EventFd,
+    ending: u64,
+}
+
+/// Adds a task that lives by `seed` and ends as `ending` says.
+fn add_wild(handle: &WorkerHandle, file: &std::fs::File, seed: u64, ending: u64) -> Subject {
+    let life = Arc::new(Mutex::new(Life::default()));
+    let block = Arc::new(AlignedBlock::new(4096, 4096));
+    let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
+    let bell = doorbell.try_clone().unwrap();
+    let (ends, users) = (life.clone(), Arc::downgrade(&block));
+    let wild = Wild {
+        random: Random::new(seed),
+        fd: file.as_raw_fd(),
+        doorbell,
+        life: life.clone(),
+        block,
+        ending,
+    };
+    let on_exit = Box::new(move |exit: Exit| {
+        let result = match exit {
+            Exit::Finished(task) => {
+                drop(task);
+                Ok(())
+            }
+            Exit::Failed(reason) => Err(reason),
+        };
+        assert_eq!(users.strong_count(), 0, "an operation outlives its task");
+        ends.lock().unwrap().exits.push(result);
+    });
+    let id = handle.add(Box::new(wild), on_exit);
+    Subject {
+        id,
+        life,
+        bell,
+        ending,
+    }
+}
+
 fn scenario(seed: u64) {
     let mut random = Random::new(seed);
     let faults = Faults {
@@ -112,49 +155,23 @@ fn scenario(seed: u64) {
     let mut sim = Sim::new(seed, faults);
     let handle = sim.handle();
     let file = nameless_file(seed);
-    let mut tasks = Vec::new();
-    for number in 0..4 {
-        let life = Arc::new(Mutex::new(Life::default()));
-        let block = Arc::new(AlignedBlock::new(4096, 4096));
-        let doorbell = EventFd::new(EFD_NONBLOCK).unwrap();
-        let bell = doorbell.try_clone().unwrap();
-        let ending = (seed + number) % 4;
-        let wild = Wild {
-            random: Random::new(seed * 7 + number),
-            fd: file.as_raw_fd(),
-            doorbell,
-            life: life.clone(),
-            block: block.clone(),
-            ending,
-        };
-        let (ends, users) = (life.clone(), Arc::downgrade(&block));
-        let on_exit = Box::new(move |exit: Exit| {
-            let result = match exit {
-                Exit::Finished(task) => {
-                    drop(task);
-                    Ok(())
-                }
-                Exit::Failed(reason) => Err(reason),
-            };
-            assert!(users.strong_count() <= 1, "an operation outlives its task");
-            ends.lock().unwrap().exits.push(result);
-        });
-        tasks.push((handle.add(Box::new(wild), on_exit), life, bell, ending, block));
-    }
+    let subjects: Vec<_> = (0..4)
+        .map(|number| add_wild(&handle, &file, seed * 7 + number, (seed + number) % 4))
+        .collect();
     for _ in 0..200 {
-        let (id, _, bell, ..) = &tasks[random.below(4) as usize];
+        let subject = &subjects[random.below(4) as usize];
         match random.below(60) {
-            0..30 => bell.write(1).unwrap(),
-            30..58 => handle.wake(*id),
-            _ => handle.stop(*id),
+            0..30 => subject.bell.write(1).unwrap(),
+            30..58 => handle.wake(subject.id),
+            _ => handle.stop(subject.id),
         }
         sim.step();
     }
-    for (id, ..) in &tasks {
-        handle.stop(*id);
+    for subject in &subjects {
+        handle.stop(subject.id);
     }
     sim.run_until_quiet();
-    for (_, life, _, ending, _) in &tasks {
+    for Subject { life, ending, .. } in &subjects {
         let life = life.lock().unwrap();
         match ending {
             0 => assert_eq!(life.exits, [Err("wild".to_owned())]),
