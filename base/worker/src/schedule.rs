@@ -3,6 +3,8 @@ use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use treaty_buffers::IoBuffers;
+
 use crate::engine::{Engine, Wait};
 use crate::mailbox::{Mailbox, Message, OnExit};
 use crate::slots::{MAX_SLOTS, NONE, Phase, Work};
@@ -151,32 +153,28 @@ impl<E: Engine> Schedule<E> {
         }
         entry.phase = EntryPhase::Stopping;
         self.tasks.make_ready(index);
-        self.cancel_held(index, Work::waits_for_peer);
+        let held = self.tasks.slots.held_by(index);
+        self.cancel(held, Work::waits_for_peer);
     }
 
-    /// Asks the engine to end early what it holds for an entry.
-    fn cancel_held(&mut self, index: u32, which: fn(Work) -> bool) {
-        for held in self.tasks.slots.held_by(index) {
-            let slot = self.tasks.slots.get_mut(held);
+    /// Asks the engine to end some of these slots early.
+    fn cancel(&mut self, held: Vec<u32>, which: fn(Work) -> bool) {
+        for index in held {
+            let slot = self.tasks.slots.get_mut(index);
             // An earlier cancellation may have ended this one already.
             if slot.phase == Phase::Busy && which(slot.work) {
                 slot.phase = Phase::Cancelling;
-                self.engine.cancel(&mut self.tasks, held);
+                self.engine.cancel(&mut self.tasks, index);
             }
         }
     }
 
     /// The entry gets no more turns. It leaves at once, or when the engine has let go of its operations.
     fn leave(&mut self, index: u32, failed: Option<String>) {
-        self.tasks.discard_completions(index);
         let panicked = failed.is_some();
-        self.tasks.entry(index).phase = EntryPhase::Leaving(failed);
-        if self.tasks.held(index) == 0 {
-            self.tasks.drained.push(index);
-            return;
-        }
+        let held = self.tasks.begin_leaving(index, failed);
         let watches_and_waits = |work: Work| work == Work::Watch || work.waits_for_peer();
-        self.cancel_held(index, if panicked { |_| true } else { watches_and_waits });
+        self.cancel(held, if panicked { |_| true } else { watches_and_waits });
     }
 
     /// Lets go of the tasks that have drained, and of those that have lost a watch: nothing would wake them.
@@ -184,7 +182,7 @@ impl<E: Engine> Schedule<E> {
         while let Some((index, error)) = self.tasks.broken.pop() {
             if !matches!(
                 self.tasks.entry(index).phase,
-                EntryPhase::Leaving(_) | EntryPhase::Free
+                EntryPhase::Leaving | EntryPhase::Free
             ) {
                 self.leave(index, Some(format!("cannot watch a descriptor: {error}")));
             }
@@ -192,9 +190,10 @@ impl<E: Engine> Schedule<E> {
         while let Some(index) = self.tasks.drained.pop() {
             let entry = self.tasks.entry(index);
             let phase = std::mem::replace(&mut entry.phase, EntryPhase::Free);
-            let (id, task, on_exit) = (entry.id, entry.task.take(), entry.on_exit.take());
+            let (id, failed) = (entry.id, entry.failure.take());
+            let (task, on_exit) = (entry.task.take(), entry.on_exit.take());
             self.mailbox.forget(id);
-            let (EntryPhase::Leaving(failed), Some(task), Some(on_exit)) = (phase, task, on_exit) else {
+            let (EntryPhase::Leaving, Some(task), Some(on_exit)) = (phase, task, on_exit) else {
                 continue;
             };
             let exit = match failed {
@@ -239,12 +238,10 @@ impl<E: Engine> Reactor for Schedule<E> {
     fn submit(&mut self, op: HostOp, key: u64) {
         let HostOp { fd, kind, buffers } = op;
         let work = Work::Op(kind);
-        let Some(index) = self.tasks.admit(work, fd, key) else {
+        let Some(index) = self.tasks.admit(work, fd, key, buffers) else {
             panic!("more than {MAX_SLOTS} operations in flight on one worker");
         };
-        self.tasks.slots.get_mut(index).buffers = buffers;
-        let current = self.tasks.current;
-        if self.tasks.entry(current).phase == EntryPhase::Stopping && work.waits_for_peer() {
+        if self.tasks.is_current_stopping() && work.waits_for_peer() {
             return self.tasks.complete(index, -i64::from(libc::ECANCELED));
         }
         self.engine.start(&mut self.tasks, index);
@@ -260,7 +257,7 @@ impl<E: Engine> Reactor for Schedule<E> {
 
     fn watch_eventfd(&mut self, fd: RawFd) {
         assert!(self.tasks.current != NONE, "watches belong to a task");
-        let Some(index) = self.tasks.admit(Work::Watch, fd, 0) else {
+        let Some(index) = self.tasks.admit(Work::Watch, fd, 0, IoBuffers::new()) else {
             panic!("no slot left to watch descriptor {fd}");
         };
         self.engine.start(&mut self.tasks, index);

@@ -24,11 +24,18 @@ pub(crate) enum Work {
 
 impl Work {
     /// True for what may never end by itself and is therefore cancelled when its task stops.
+    #[inline]
     pub(crate) fn waits_for_peer(self) -> bool {
         matches!(
             self,
             Self::Op(OpKind::PollReadable | OpKind::PollWritable | OpKind::ReadStream | OpKind::WriteStream)
         )
+    }
+
+    /// True for what always ends by itself, with nothing for the engine to do.
+    #[inline]
+    pub(crate) fn is_file_operation(self) -> bool {
+        !matches!(self, Self::Watch) && !self.waits_for_peer()
     }
 
     /// True if the descriptor must be writable (not readable) for it to go on.
@@ -54,6 +61,23 @@ pub(crate) struct Slot {
     pub(crate) waiting: bool,
     /// Bytes moved or a negative errno, once ended.
     pub(crate) result: i64,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            buffers: IoBuffers::new(),
+            key: 0,
+            work: Work::Watch,
+            fd: -1,
+            task: NONE,
+            next: NONE,
+            generation: 0,
+            phase: Phase::Free,
+            waiting: false,
+            result: 0,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,40 +124,36 @@ impl Slots {
         self.slots.reserve_exact(count);
         for next in first + 1..=end {
             self.slots.push(Slot {
-                buffers: IoBuffers::new(),
-                key: 0,
-                work: Work::Watch,
-                fd: -1,
-                task: NONE,
                 next: if next == end { NONE } else { next as u32 },
-                generation: 0,
-                phase: Phase::Free,
-                waiting: false,
-                result: 0,
+                ..Slot::default()
             });
         }
         self.free = first as u32;
     }
 
-    /// Takes a free slot; `None` at the limit.
-    pub(crate) fn take(&mut self) -> Option<u32> {
+    /// Takes a free slot for the engine; `None` at the limit. Its buffers are empty.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<(u32, &mut Slot)> {
         if self.free == NONE {
-            let count = self.slots.len().min(MAX_SLOTS - self.slots.len());
-            if count == 0 {
-                return None;
-            }
-            self.grow(count);
+            self.grow_more()?;
         }
         let index = self.free;
-        let slot = self.get_mut(index);
+        let slot = self.slots.get_mut(index as usize)?;
+        self.free = slot.next;
+        slot.next = NONE;
         slot.phase = Phase::Busy;
         slot.waiting = false;
-        let next = std::mem::replace(&mut slot.next, NONE);
-        self.free = next;
-        Some(index)
+        Some((index, slot))
+    }
+
+    #[cold]
+    fn grow_more(&mut self) -> Option<()> {
+        let count = self.slots.len().min(MAX_SLOTS - self.slots.len());
+        (count > 0).then(|| self.grow(count))
     }
 
     /// Frees a slot whose operation the engine has let go of; its buffers come back.
+    #[inline]
     pub(crate) fn release(&mut self, index: u32) -> IoBuffers {
         let free = self.free;
         let slot = self.get_mut(index);
@@ -158,6 +178,7 @@ impl Slots {
     }
 
     /// The slot that a token names, if the engine still holds it.
+    #[inline]
     pub(crate) fn resolve(&self, token: Token) -> Option<u32> {
         let slot = self.slots.get(token.index() as usize)?;
         let held = matches!(slot.phase, Phase::Busy | Phase::Cancelling);

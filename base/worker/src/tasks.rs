@@ -1,6 +1,8 @@
 use std::collections::VecDeque;
 use std::io;
 
+use treaty_buffers::IoBuffers;
+
 use crate::slots::{NONE, Phase, Slots, Work};
 use crate::{Completion, Exit, Task, TaskId};
 
@@ -27,8 +29,10 @@ pub(crate) struct Entry {
     pub(crate) task: Option<Box<dyn Task>>,
     pub(crate) on_exit: Option<Box<dyn FnOnce(Exit) + Send>>,
     pub(crate) phase: EntryPhase,
-    /// Slots with the engine: operations and watches.
-    held: u32,
+    /// Why it failed, if it did.
+    pub(crate) failure: Option<String>,
+    /// While leaving: slots that the engine still has, operations and watches.
+    held: usize,
     /// Operations submitted whose completion was not taken.
     in_flight: usize,
     ended_head: u32,
@@ -39,13 +43,13 @@ pub(crate) struct Entry {
     deadline: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EntryPhase {
     Free,
     Running,
     Stopping,
-    /// Gets no more turns; leaves when the engine holds nothing of it. With the reason if it failed.
-    Leaving(Option<String>),
+    /// Gets no more turns; leaves when the engine holds nothing of it.
+    Leaving,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -74,6 +78,7 @@ impl Tasks {
             task: None,
             on_exit: Some(on_exit),
             phase: EntryPhase::Running,
+            failure: None,
             held: 0,
             in_flight: 0,
             ended_head: NONE,
@@ -95,40 +100,45 @@ impl Tasks {
         index as u32
     }
 
-    /// Slots that the engine holds for an entry.
-    pub(crate) fn held(&self, index: u32) -> u32 {
-        self.entries[index as usize].held
+    /// The entry gets no more turns; answers the slots that the engine still has for it.
+    pub(crate) fn begin_leaving(&mut self, index: u32, failure: Option<String>) -> Vec<u32> {
+        self.discard_completions(index);
+        let held = self.slots.held_by(index);
+        let entry = self.entry(index);
+        entry.phase = EntryPhase::Leaving;
+        entry.failure = failure;
+        entry.held = held.len();
+        if held.is_empty() {
+            self.drained.push(index);
+        }
+        held
     }
 
     /// Puts an operation or a watch of the current task into a slot for the engine. `None` at the limit.
-    pub(crate) fn admit(&mut self, work: Work, fd: i32, key: u64) -> Option<u32> {
-        let index = self.slots.take()?;
-        let task = self.current;
-        let slot = self.slots.get_mut(index);
-        slot.task = task;
+    #[inline]
+    pub(crate) fn admit(&mut self, work: Work, fd: i32, key: u64, buffers: IoBuffers) -> Option<u32> {
+        let entry = self.entries.get_mut(self.current as usize)?;
+        let (index, slot) = self.slots.take()?;
+        slot.buffers = buffers;
+        slot.key = key;
         slot.work = work;
         slot.fd = fd;
-        slot.key = key;
-        let entry = self.entry(task);
-        entry.held += 1;
+        slot.task = self.current;
         entry.in_flight += usize::from(work != Work::Watch);
         Some(index)
     }
 
     /// The engine is done with an operation: bytes moved, or a negative errno.
+    #[inline]
     pub(crate) fn complete(&mut self, index: u32, result: i64) {
         let slot = self.slots.get_mut(index);
         let task = slot.task;
         slot.phase = Phase::Ended;
         slot.result = result;
         let entry = &mut self.entries[task as usize];
-        entry.held -= 1;
-        if matches!(entry.phase, EntryPhase::Leaving(_)) {
-            if entry.held == 0 {
-                self.drained.push(task);
-            }
+        if entry.phase == EntryPhase::Leaving {
             drop(self.slots.release(index));
-            return;
+            return self.let_go(task);
         }
         let tail = std::mem::replace(&mut entry.ended_tail, index);
         if tail == NONE {
@@ -136,18 +146,27 @@ impl Tasks {
         } else {
             self.slots.get_mut(tail).next = index;
         }
-        self.make_ready(task);
+        if !entry.queued {
+            self.make_ready(task);
+        }
+    }
+
+    /// One slot of an entry came back from the engine.
+    fn let_go(&mut self, task: u32) {
+        let entry = &mut self.entries[task as usize];
+        if entry.phase == EntryPhase::Leaving {
+            entry.held -= 1;
+            if entry.held == 0 {
+                self.drained.push(task);
+            }
+        }
     }
 
     /// The engine has let go of a watch.
     pub(crate) fn watch_ended(&mut self, index: u32) {
         let task = self.slots.get(index).task;
         drop(self.slots.release(index));
-        let entry = &mut self.entries[task as usize];
-        entry.held -= 1;
-        if entry.held == 0 && matches!(entry.phase, EntryPhase::Leaving(_)) {
-            self.drained.push(task);
-        }
+        self.let_go(task);
     }
 
     /// A watch ended with a negative errno that nobody asked for.
@@ -167,7 +186,7 @@ impl Tasks {
         let current = self.current == index;
         let entry = &mut self.entries[index as usize];
         match entry.phase {
-            EntryPhase::Free | EntryPhase::Leaving(_) => {}
+            EntryPhase::Free | EntryPhase::Leaving => {}
             EntryPhase::Running | EntryPhase::Stopping if current => entry.missed = true,
             EntryPhase::Running | EntryPhase::Stopping => {
                 if !std::mem::replace(&mut entry.queued, true) {
@@ -201,6 +220,7 @@ impl Tasks {
     }
 
     /// The next completion of the current task.
+    #[inline]
     pub(crate) fn take_completion(&mut self) -> Option<Completion> {
         let entry = self.entries.get_mut(self.current as usize)?;
         let index = entry.ended_head;
@@ -214,9 +234,18 @@ impl Tasks {
             entry.ended_tail = NONE;
         }
         let key = slot.key;
-        let result = usize::try_from(slot.result).map_err(|_| error_of(slot.result));
+        let result = if slot.result >= 0 {
+            Ok(slot.result as usize)
+        } else {
+            Err(error_of(slot.result))
+        };
         let buffers = self.slots.release(index);
         Some(Completion { key, result, buffers })
+    }
+
+    pub(crate) fn is_current_stopping(&self) -> bool {
+        let entry = self.entries.get(self.current as usize);
+        entry.is_some_and(|entry| entry.phase == EntryPhase::Stopping)
     }
 
     pub(crate) fn current_in_flight(&self) -> usize {
@@ -226,7 +255,7 @@ impl Tasks {
     }
 
     /// Throws away completions that the entry will not take.
-    pub(crate) fn discard_completions(&mut self, index: u32) {
+    fn discard_completions(&mut self, index: u32) {
         let entry = &mut self.entries[index as usize];
         let mut next = std::mem::replace(&mut entry.ended_head, NONE);
         entry.ended_tail = NONE;

@@ -181,9 +181,13 @@ impl Uring {
                 MAILBOX => backlog.push_back(watch_entry(*mailbox, MAILBOX)),
                 token => {
                     let token = Token(token);
-                    if let Some(index) = tasks.slots.resolve(token)
-                        && let Some(entry) = ended(tasks, index, token, i64::from(event.result()), more)
-                    {
+                    let Some(index) = tasks.slots.resolve(token) else {
+                        continue;
+                    };
+                    let result = i64::from(event.result());
+                    if tasks.slots.get(index).work.is_file_operation() {
+                        tasks.complete(index, result);
+                    } else if let Some(entry) = ended(tasks, index, token, result, more) {
                         backlog.push_back(entry);
                     }
                 }

@@ -9,7 +9,7 @@ use treaty_worker::{Completion, HostOp, OpKind, Turn};
 use super::image::RawFile;
 use super::step::{Active, End, Step};
 use crate::check::check;
-use crate::{BlockQueue, Capabilities, Finished, Request, StorageError};
+use crate::{BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
 
 /// Requests of one queue that the host works on at once; further ones wait here.
 const MAX_OPERATIONS: usize = 512;
@@ -78,14 +78,15 @@ impl RawQueue {
         mask != 0 && buffers.iovecs().iter().any(crooked)
     }
 
-    #[inline]
     fn has_room(&self, request: &Request) -> bool {
         let len = request.buffers.len() as u64;
         self.running < MAX_OPERATIONS
             && (self.bytes + len <= MAX_BYTES || self.running == 0)
-            && (self.bounces_made < MAX_BOUNCES
-                || !self.bounces.is_empty()
-                || !self.needs_bounce(&request.buffers))
+            && (self.file.alignment == 1 || self.has_bounce(&request.buffers))
+    }
+
+    fn has_bounce(&self, buffers: &IoBuffers) -> bool {
+        self.bounces_made < MAX_BOUNCES || !self.bounces.is_empty() || !self.needs_bounce(buffers)
     }
 
     #[cold]
@@ -95,47 +96,77 @@ impl RawQueue {
         self.finished.push(Finished { tag, result, buffers });
     }
 
+    /// True for a transfer that is valid, needs no bounce and may start now: the short way.
     #[inline]
-    fn begin(&mut self, turn: &mut Turn<'_>, request: Request) {
-        let Request { tag, kind, buffers } = request;
-        let mut active = Active::new(tag, kind, buffers.len());
-        let crooked = self.needs_bounce(&buffers);
-        let plain = matches!(active.step, Step::Read | Step::Write) && !crooked && active.left > 0;
-        if !plain && let Some(result) = self.prepare(&mut active, crooked) {
-            return self.finished.push(Finished { tag, result, buffers });
-        }
-        self.running += 1;
-        self.bytes += active.data_len;
-        let index = if let Some(index) = self.free.pop() {
-            self.active[index] = active;
-            index
+    fn is_plain(&self, offset: u64, len: u64) -> bool {
+        let end = offset.wrapping_add(len);
+        len.wrapping_sub(1) < u64::from(self.capabilities.max_transfer)
+            && (offset | len) & (u64::from(self.capabilities.block_size) - 1) == 0
+            && end <= self.capabilities.len
+            && end > offset
+            && self.file.alignment == 1
+            && self.waiting.is_empty()
+            && self.running < MAX_OPERATIONS
+            && self.bytes + len <= MAX_BYTES
+    }
+
+    #[inline]
+    fn transfer(&mut self, turn: &mut Turn<'_>, active: Active, kind: OpKind, buffers: IoBuffers) {
+        let index = self.enter(active);
+        self.send(turn, kind, index, buffers);
+    }
+
+    /// Submits what does not go the short way.
+    #[inline(never)]
+    fn submit_other(&mut self, turn: &mut Turn<'_>, request: Request) {
+        if let Err(error) = check(&request, &self.capabilities) {
+            self.refuse(request, error);
+        } else if self.waiting.is_empty() && self.has_room(&request) {
+            self.begin(turn, request);
+        } else if self.waiting.len() < MAX_WAITING {
+            self.waiting.push_back(request);
         } else {
-            self.active.push(active);
-            self.active.len() - 1
-        };
-        if plain {
-            self.send(turn, active.op_kind(), index, buffers);
-        } else {
-            self.issue(turn, index, buffers);
+            self.refuse(
+                request,
+                StorageError::Invalid("more requests in flight than any queue has"),
+            );
         }
     }
 
-    /// Chooses the first step of anything but a plain read or write. Answers its end if there is nothing to do.
-    #[cold]
-    fn prepare(&mut self, active: &mut Active, crooked: bool) -> Option<End> {
+    /// Starts a valid request.
+    fn begin(&mut self, turn: &mut Turn<'_>, request: Request) {
+        let Request { tag, kind, buffers } = request;
+        let mut active = Active::new(tag, kind, buffers.len() as u64);
         if active.step == Step::Flush && self.file.state.lost_writes.get() {
             let earlier = io::Error::other("an earlier flush failed");
-            return Some(Err(active.error(&self.file, earlier)));
+            let result = Err(active.error(&self.file, earlier));
+            return self.finished.push(Finished { tag, result, buffers });
         }
         if active.skip_impossible(&self.file) {
-            return Some(Ok(()));
+            let result = Ok(());
+            return self.finished.push(Finished { tag, result, buffers });
         }
+        let crooked = self.needs_bounce(&buffers);
         match active.step {
             Step::Read if crooked => active.step = Step::ReadBounced,
             Step::Write if crooked => active.step = Step::WriteBounced,
             _ => {}
         }
-        None
+        let index = self.enter(active);
+        self.issue(turn, index, buffers);
+    }
+
+    /// Finds a request its place.
+    #[inline]
+    fn enter(&mut self, active: Active) -> usize {
+        self.running += 1;
+        self.bytes += active.data_len;
+        if let Some(index) = self.free.pop() {
+            self.active[index] = active;
+            return index;
+        }
+        self.active.push(active);
+        self.active.len() - 1
     }
 
     fn take_bounce(&mut self) -> AlignedBlock {
@@ -145,7 +176,8 @@ impl RawQueue {
         })
     }
 
-    fn send(&mut self, turn: &mut Turn<'_>, kind: OpKind, index: usize, buffers: IoBuffers) {
+    #[inline]
+    fn send(&self, turn: &mut Turn<'_>, kind: OpKind, index: usize, buffers: IoBuffers) {
         let fd = self.file.file.as_raw_fd();
         turn.submit(HostOp { fd, kind, buffers }, index as u64);
     }
@@ -180,7 +212,7 @@ impl RawQueue {
     }
 
     /// Deals with the end of an operation: the request goes on, or it is finished.
-    #[inline]
+    #[inline(always)]
     fn ended(&mut self, turn: &mut Turn<'_>, completion: Completion, done: &mut Vec<Finished>) {
         let Completion { key, result, buffers } = completion;
         let index = key as usize;
@@ -224,7 +256,7 @@ impl RawQueue {
         self.finish(index, &active, result, buffers, done);
     }
 
-    #[inline]
+    #[inline(always)]
     fn finish(
         &mut self,
         index: usize,
@@ -246,17 +278,26 @@ impl RawQueue {
 
 impl BlockQueue for RawQueue {
     fn submit(&mut self, turn: &mut Turn<'_>, request: Request) {
-        if let Err(error) = check(&request, &self.capabilities) {
-            self.refuse(request, error);
-        } else if self.waiting.is_empty() && self.has_room(&request) {
-            self.begin(turn, request);
-        } else if self.waiting.len() < MAX_WAITING {
-            self.waiting.push_back(request);
-        } else {
-            self.refuse(
-                request,
-                StorageError::Invalid("more requests in flight than any queue has"),
-            );
+        let Request { tag, kind, buffers } = request;
+        let len = buffers.len() as u64;
+        match kind {
+            RequestKind::Read { offset } if self.is_plain(offset, len) => {
+                self.transfer(
+                    turn,
+                    Active::read(tag, offset, len),
+                    OpKind::ReadAt(offset),
+                    buffers,
+                );
+            }
+            RequestKind::Write { offset, durable } if self.is_plain(offset, len) && !self.file.read_only => {
+                let kind = if durable {
+                    OpKind::WriteAtDsync(offset)
+                } else {
+                    OpKind::WriteAt(offset)
+                };
+                self.transfer(turn, Active::write(tag, offset, len, durable), kind, buffers);
+            }
+            _ => self.submit_other(turn, Request { tag, kind, buffers }),
         }
     }
 

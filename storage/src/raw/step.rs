@@ -64,35 +64,59 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    pub(crate) fn new(tag: u32, kind: RequestKind, data_len: usize) -> Self {
-        let data_len = data_len as u64;
-        let (purpose, step, offset, left, durable) = match kind {
-            RequestKind::Read { offset } => (Purpose::Read, Step::Read, offset, data_len, false),
-            RequestKind::Write { offset, durable } => {
-                (Purpose::Write, Step::Write, offset, data_len, durable)
-            }
-            RequestKind::Flush => (Purpose::Flush, Step::Flush, 0, 0, false),
-            RequestKind::Discard { offset, len } => (Purpose::Discard, Step::Punch, offset, len, false),
-            RequestKind::WriteZeroes { offset, len, unmap } => {
-                let step = if unmap { Step::Punch } else { Step::ZeroRange };
-                (Purpose::WriteZeroes, step, offset, len, false)
-            }
-        };
+    #[inline]
+    pub(crate) fn read(tag: u32, offset: u64, len: u64) -> Self {
         Self {
             tag,
-            purpose,
-            step,
-            durable,
+            purpose: Purpose::Read,
+            step: Step::Read,
+            durable: false,
             retries: 0,
             offset,
-            left,
-            data_len,
+            left: len,
+            data_len: len,
         }
     }
 
+    #[inline]
+    pub(crate) fn write(tag: u32, offset: u64, len: u64, durable: bool) -> Self {
+        Self {
+            purpose: Purpose::Write,
+            step: Step::Write,
+            durable,
+            ..Self::read(tag, offset, len)
+        }
+    }
+
+    pub(crate) fn new(tag: u32, kind: RequestKind, data_len: u64) -> Self {
+        let (purpose, step, offset, len) = match kind {
+            RequestKind::Read { offset } => return Self::read(tag, offset, data_len),
+            RequestKind::Write { offset, durable } => return Self::write(tag, offset, data_len, durable),
+            RequestKind::Flush => (Purpose::Flush, Step::Flush, 0, 0),
+            RequestKind::Discard { offset, len } => (Purpose::Discard, Step::Punch, offset, len),
+            RequestKind::WriteZeroes { offset, len, unmap } => {
+                let step = if unmap { Step::Punch } else { Step::ZeroRange };
+                (Purpose::WriteZeroes, step, offset, len)
+            }
+        };
+        Self {
+            purpose,
+            step,
+            data_len: 0,
+            ..Self::read(tag, offset, len)
+        }
+    }
+
+    /// True for a read or write with the request's own buffers.
+    #[inline]
+    pub(crate) fn is_transfer(&self) -> bool {
+        matches!(self.step, Step::Read | Step::Write)
+    }
+
     /// True if all of a plain read or write was done by an operation that moved `count` bytes.
+    #[inline]
     pub(crate) fn is_done_by(&self, count: usize) -> bool {
-        count as u64 == self.left && matches!(self.step, Step::Read | Step::Write)
+        count as u64 == self.left && self.is_transfer()
     }
 
     /// Leaves out steps that the file is known not to be able to do. True if nothing is left.
@@ -109,6 +133,7 @@ impl Active {
         self.left == 0 && self.step != Step::Flush
     }
 
+    #[inline]
     pub(crate) fn op_kind(&self) -> OpKind {
         let allocate = |mode| OpKind::Allocate {
             mode: mode | libc::FALLOC_FL_KEEP_SIZE,
