@@ -8,4 +8,5 @@ mod faults;
 mod hostile;
 mod lifecycle;
 mod model;
+mod noise;
 mod rig;
