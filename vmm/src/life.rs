@@ -63,10 +63,11 @@ impl Life {
             .store(inner.paused || inner.end.is_some(), Ordering::SeqCst);
     }
 
-    /// Ends the current boot; the first reason counts.
+    /// Ends the current boot. The first reason counts, but that somebody wants to quit is not lost in a reboot.
     pub(crate) fn end(&self, end: End) {
         let mut inner = self.lock();
-        if inner.end.is_none() {
+        let reboots = matches!(inner.end, Some(End::Reset | End::TripleFault(_)));
+        if inner.end.is_none() || (reboots && end == End::Quit) {
             tracing::debug!(?end, "machine ends");
             inner.end = Some(end);
         }
@@ -81,18 +82,26 @@ impl Life {
         inner.end.clone().unwrap_or(End::Quit)
     }
 
-    /// The vCPUs of this boot are gone; another boot follows if the machine reboots.
-    pub(crate) fn close(&self, reboots: bool) {
+    /// The vCPUs and devices of this boot are gone, because of `end`. Returns what follows: another boot after a reset,
+    /// unless somebody has quit meanwhile.
+    pub(crate) fn close(&self, end: End) -> End {
         let mut inner = self.lock();
         inner.kickers.clear();
         inner.started = false;
-        if reboots {
+        let end = if inner.end == Some(End::Quit) {
+            End::Quit
+        } else {
+            end
+        };
+        if end == End::Reset {
             inner.reboots += 1;
             inner.end = None;
         } else {
             inner.finished = true;
+            inner.end = Some(end.clone());
         }
         self.changed.notify_all();
+        end
     }
 
     /// For vCPU threads, before each entry into the guest: waits while the machine is paused. `paused` is called once
@@ -210,12 +219,12 @@ mod tests {
             (life.wait_end(), life.checkpoint(|| ())),
             (End::Reset, Next::Stop)
         );
-        life.close(true);
+        assert_eq!(life.close(End::Reset), End::Reset);
         assert_eq!((life.state(), life.reboots()), (MachineState::Starting, 1));
         life.begin(Vec::new());
         assert_eq!(life.checkpoint(|| ()), Next::Run);
         life.end(End::Quit);
-        life.close(false);
+        assert_eq!(life.close(life.wait_end()), End::Quit);
         assert_eq!(life.state(), MachineState::Stopped);
         assert!(life.pause().is_err() && life.resume().is_err());
     }
@@ -239,6 +248,17 @@ mod tests {
         };
         life.end(End::Quit);
         assert_eq!(vcpu.join().unwrap(), Next::Stop);
+    }
+
+    #[test]
+    fn quitting_during_a_reboot_is_not_lost() {
+        let life = Life::default();
+        life.begin(Vec::new());
+        life.end(End::Reset);
+        let end = life.wait_end();
+        life.end(End::Quit);
+        assert_eq!(life.close(end), End::Quit);
+        assert_eq!(life.state(), MachineState::Stopped);
     }
 
     #[test]

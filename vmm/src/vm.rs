@@ -81,13 +81,14 @@ impl Runner {
             }));
             let end = faults.judge(machine.run());
             vm.set_current(None);
-            let reboots = end == End::Reset;
-            host.life.close(reboots);
-            if !reboots {
+            let end = host.life.close(end);
+            if end != End::Reset {
                 return Ok(end);
             }
             tracing::info!("the guest rebooted");
-            machine = machine::build(&vm.0.plan, &host).inspect_err(|_| host.life.close(false))?;
+            machine = machine::build(&vm.0.plan, &host).inspect_err(|error| {
+                host.life.close(End::Crash(error.to_string()));
+            })?;
         }
     }
 }
