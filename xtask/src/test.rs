@@ -69,12 +69,24 @@ pub fn main(args: &Args) -> Result<()> {
     }
 }
 
+/// Whether this toolchain has `cargo NAME`.
+fn has(name: &str) -> bool {
+    let output = cargo::command().args([name, "--version"]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
 fn fmt(log: &Logged) -> Result<End> {
+    if !has("fmt") {
+        return Ok(End::Skipped("no rustfmt: rustup component add rustfmt".into()));
+    }
     let commands = both(&["fmt", "--all", "--check"]);
     log.all(&commands, 2 * MINUTE)
 }
 
 fn clippy(log: &Logged) -> Result<End> {
+    if !has("clippy") {
+        return Ok(End::Skipped("no clippy: rustup component add clippy".into()));
+    }
     let commands = both(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     log.all(&commands, 15 * MINUTE)
 }
@@ -95,9 +107,10 @@ fn tidy_step(_: &Logged) -> Result<End> {
     Ok(End::Done(Count::one(problems.is_empty())))
 }
 
+/// Libraries only: the programs' comments are their help, with brackets of their own.
 fn doc(log: &Logged) -> Result<End> {
     let mut command = cargo::command();
-    command.args(["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    command.args(["doc", "--workspace", "--no-deps", "--lib"]);
     command.env("RUSTDOCFLAGS", "-D warnings");
     log.one(&command, 10 * MINUTE)
 }
@@ -196,12 +209,7 @@ fn test_result(line: &str) -> Option<Count> {
 }
 
 fn deny(log: &Logged) -> Result<End> {
-    let mut installed = cargo::command();
-    if !installed
-        .args(["deny", "--version"])
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
+    if !has("deny") {
         return Ok(End::Skipped("cargo-deny is not installed".into()));
     }
     let mut command = cargo::command();
