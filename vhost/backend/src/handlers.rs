@@ -430,9 +430,6 @@ fn set_status(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
         session.reset();
     }
     session.status = wanted;
-    for index in 0..session.vrings.len() {
-        session.start_if_ready(index)?;
-    }
     Ok(Outcome::Done)
 }
 

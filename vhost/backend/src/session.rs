@@ -191,13 +191,14 @@ impl<'d> Session<'d> {
         ring_layout(self.driver_features())
     }
 
-    /// Starts ring `index` if all that it needs has arrived. Not being ready is no error.
+    /// Starts ring `index` if all that it needs has arrived. Not being ready is no error. DRIVER_OK is not waited for: QEMU's
+    /// generic devices (`vhost-user-rng-pci`) never send it.
     pub(crate) fn start_if_ready(&mut self, index: usize) -> Result<(), SessionError> {
         let ready = self.vrings.get(index).is_some_and(|vring| {
             let enabled = vring.enabled || !self.enables_rings();
             enabled && !vring.running && vring.kick.is_some() && vring.addr.is_some() && vring.size > 0
         });
-        if !ready || self.memory.guest().is_none() || self.status_forbids() {
+        if !ready || self.memory.guest().is_none() {
             return Ok(());
         }
         let queue = self.build_queue(index)?;
@@ -214,12 +215,6 @@ impl<'d> Session<'d> {
         }
         tracing::info!(queue = number, "ring started");
         Ok(())
-    }
-
-    /// With STATUS negotiated, the device does not run before DRIVER_OK.
-    fn status_forbids(&self) -> bool {
-        self.protocol_features & features::STATUS != 0
-            && self.status & treaty_virtio_spec::status::DRIVER_OK == 0
     }
 
     fn build_queue(&self, index: usize) -> Result<DeviceQueue, SessionError> {
