@@ -151,7 +151,10 @@ fn libtest(log: &Logged, command: &Command, limit: Duration) -> Result<Count> {
     let mut program = String::new();
     let mut in_failures = false;
     let passed = log.run_plain(command, limit, |line| {
-        program = program_of(line).unwrap_or(std::mem::take(&mut program));
+        if let Some(name) = program_of(line) {
+            program = name;
+            in_failures = false;
+        }
         if let Some(reason) = line.trim().strip_prefix("SKIPPED: ") {
             println!("    SKIPPED in {program}: {reason}");
             count.skipped += 1;
