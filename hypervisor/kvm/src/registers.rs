@@ -91,7 +91,6 @@ pub(crate) fn set(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
     vcpu.set_regs(&regs)
         .map_err(KvmError::call("set a vCPU's registers"))?;
     set_fpu(vcpu)?;
-    set_msrs(vcpu)?;
     set_local_apic(vcpu)
 }
 
@@ -157,8 +156,9 @@ fn set_fpu(vcpu: &VcpuFd) -> Result<(), KvmError> {
         .map_err(KvmError::call("set a vCPU's floating-point registers"))
 }
 
-/// What firmware leaves behind: fast string operations, and memory that is write-back where nothing says otherwise.
-fn set_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
+/// What firmware leaves behind on every processor: fast string operations, and memory that is write-back where nothing says
+/// otherwise. Linux stops all processors to repair it where they differ.
+pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let entry = |index, data| kvm_msr_entry {
         index,
         data,

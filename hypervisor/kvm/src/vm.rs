@@ -6,7 +6,7 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::Routes;
-use crate::{EdgeLine, KvmError, LevelLine, Vcpu, cpuid};
+use crate::{EdgeLine, KvmError, LevelLine, Vcpu, cpuid, registers};
 
 /// Three pages for Intel hosts without unrestricted guests, and the page before them; inside the hole below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -91,6 +91,7 @@ impl Vm {
         let cpuid = cpuid::for_guest(&self.supported, index, self.vcpus, self.deadline_timer);
         fd.set_cpuid2(&cpuid)
             .map_err(KvmError::call("set a vCPU's CPUID"))?;
+        registers::set_msrs(&fd)?;
         Vcpu::new(fd)
     }
 
