@@ -103,7 +103,7 @@ impl Guest {
     }
 
     /// Quiet, because each character of a serial console is several exits; the rest spares seconds of waiting.
-    const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests=1 \
+    pub(crate) const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests=1 \
                                 random.trust_cpu=on tsc=reliable no_timer_check";
 
     fn command(&self, cache: &Cache) -> Result<String> {

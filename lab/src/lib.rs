@@ -7,6 +7,8 @@
 //!   under a memory overlay, so that a program built on the host runs in L1 by the same path;
 //! - L2: a guest of `treaty run` in L1, with a stock Debian kernel and a small initramfs.
 //!
+//! Without KVM and L1: a guest of QEMU on the host itself, with `treaty serve` behind its devices ([`VhostTest`]).
+//!
 //! Owns: fetching and unpacking the packages ([`Cache`]), the two initramfs images, booting L1 ([`Lab`]), running
 //! guests in it and judging them ([`GuestTest`]), building and reading the probe ([`build_probe`]), and the suite of tests that need a real Linux guest ([`suite`]).
 //!
@@ -27,6 +29,7 @@ mod qemu;
 pub mod suite;
 mod tools;
 mod tsc;
+mod vhost;
 
 pub use batch::{Batch, Verdict};
 pub use cache::{Cache, KernelFiles};
@@ -35,3 +38,4 @@ pub use guest::{Expect, Guest, GuestTest, Image, Kernel};
 pub use l1::{L1Script, Lab, Outcome, Place};
 pub use probe::{PROBE_PASSED, ProbeFigures, ProbeMachine, ProbeReport, build_probe, probe_cargo};
 pub use tools::ensure_host_tools;
+pub use vhost::{Served, VhostTest};

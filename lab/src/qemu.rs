@@ -1,4 +1,4 @@
-//! The command line of L1.
+//! The command lines of QEMU: L1's, and what other machines share with it.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,13 +16,7 @@ const CPUS: u32 = 2;
 
 /// The command that boots L1 with `share` as its place for results. Its console is the command's standard output.
 pub fn command(cache: &Cache, share: &Path) -> Result<Command> {
-    let usr = cache.tree().join("usr");
-    let mut qemu = cache.tree_command("qemu-system-x86_64");
-    qemu.env("QEMU_MODULE_DIR", cache.tree_libraries().join("qemu"));
-    qemu.arg("-L")
-        .arg(usr.join("share/qemu"))
-        .arg("-L")
-        .arg(usr.join("share/seabios"));
+    let mut qemu = machine(cache);
     qemu.args([
         "-M",
         "q35",
@@ -32,15 +26,6 @@ pub fn command(cache: &Cache, share: &Path) -> Result<Command> {
         "EPYC,+svm,+npt",
     ]);
     qemu.args(["-smp", &CPUS.to_string(), "-m", &MEMORY_MIB.to_string()]);
-    qemu.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-    ]);
     qemu.arg("-kernel").arg(cache.kernel(Kernel::L1)?.vmlinux);
     qemu.arg("-initrd").arg(cache.l1_initramfs());
     qemu.arg("-append").arg(command_line());
@@ -59,6 +44,27 @@ pub fn command(cache: &Cache, share: &Path) -> Result<Command> {
     Ok(dying_with_parent(&qemu))
 }
 
+/// QEMU with its own files and without any devices; its serial console is the standard output.
+pub fn machine(cache: &Cache) -> Command {
+    let usr = cache.tree().join("usr");
+    let mut qemu = cache.tree_command("qemu-system-x86_64");
+    qemu.env("QEMU_MODULE_DIR", cache.tree_libraries().join("qemu"));
+    qemu.arg("-L")
+        .arg(usr.join("share/qemu"))
+        .arg("-L")
+        .arg(usr.join("share/seabios"));
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+    ]);
+    qemu
+}
+
 /// `tsc=reliable`, `no_timer_check` and the frequency keep a busy host from confusing the kernel's clocks.
 fn command_line() -> String {
     let khz = tsc::frequency_khz();
@@ -69,7 +75,7 @@ fn command_line() -> String {
 }
 
 /// Wraps a command so that the kernel ends it when this process ends, however that happens.
-fn dying_with_parent(inner: &Command) -> Command {
+pub fn dying_with_parent(inner: &Command) -> Command {
     let mut outer = Command::new("setpriv");
     outer
         .args(["--pdeathsig", "KILL", "--"])

@@ -50,6 +50,18 @@ pub struct Tally {
     pub failed: usize,
 }
 
+impl Tally {
+    /// Reports a test's verdict and counts it.
+    fn take(&mut self, verdict: &Verdict, total: usize) {
+        let done = self.passed + self.failed + 1;
+        report(verdict, &format!("{done}/{total}"));
+        match verdict.problem {
+            None => self.passed += 1,
+            Some(_) => self.failed += 1,
+        }
+    }
+}
+
 pub fn main(args: &Args) -> Result<()> {
     match &args.what {
         Some(What::Build) => {
@@ -68,6 +80,9 @@ pub fn main(args: &Args) -> Result<()> {
         }
         Some(What::List) => {
             for test in suite::all().into_iter().flat_map(|batch| batch.tests) {
+                println!("{}", test.name);
+            }
+            for test in suite::matching_vhost(&[]) {
                 println!("{}", test.name);
             }
         }
@@ -106,7 +121,8 @@ fn run_script(name: &str, script: String, timeout: u64) -> Result<i32> {
 /// Runs the tests that `names` pick, and prints a line for each.
 pub fn test(names: &[String], treaty: Option<PathBuf>) -> Result<Tally> {
     let batches = suite::matching(names);
-    let total: usize = batches.iter().map(|batch| batch.tests.len()).sum();
+    let vhost = suite::matching_vhost(names);
+    let total = vhost.len() + batches.iter().map(|batch| batch.tests.len()).sum::<usize>();
     ensure!(
         total > 0,
         "no test is called {}: see cargo xtask lab list",
@@ -120,14 +136,10 @@ pub fn test(names: &[String], treaty: Option<PathBuf>) -> Result<Tally> {
     let begin = Instant::now();
     let mut tally = Tally::default();
     for batch in &batches {
-        batch.run(&lab, Place::L1, &treaty, |verdict| {
-            let done = tally.passed + tally.failed + 1;
-            report(verdict, &format!("{done}/{total}"));
-            match verdict.problem {
-                None => tally.passed += 1,
-                Some(_) => tally.failed += 1,
-            }
-        })?;
+        batch.run(&lab, Place::L1, &treaty, |verdict| tally.take(verdict, total))?;
+    }
+    for test in &vhost {
+        tally.take(&test.run(lab.cache(), &treaty)?, total);
     }
     println!("lab: {total} tests in {:.0} s", begin.elapsed().as_secs_f32());
     Ok(tally)

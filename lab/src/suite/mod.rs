@@ -8,11 +8,13 @@ mod lifecycle;
 mod net;
 mod refuse;
 mod rng;
+mod vhost;
 
 use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::guest::{GuestTest, Kernel};
+use crate::vhost::VhostTest;
 
 /// All tests, in batches that share a boot of L1.
 pub fn all() -> Vec<Batch> {
@@ -25,6 +27,13 @@ pub fn all() -> Vec<Batch> {
         lifecycle::batch(),
         refuse::batch(),
     ]
+}
+
+/// The tests of `treaty serve` under QEMU on this host that `words` pick, as [`matching`] does.
+pub fn matching_vhost(words: &[String]) -> Vec<VhostTest> {
+    let mut tests = vhost::tests();
+    tests.retain(|test| words.is_empty() || words.iter().any(|word| test.name.contains(word.as_str())));
+    tests
 }
 
 /// What `cargo xtask demo` shows.

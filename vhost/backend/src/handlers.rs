@@ -350,12 +350,11 @@ fn set_vring_err(session: &mut Session<'_>, mut message: Message) -> Result<Outc
 
 fn set_vring_enable(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
     let VringState { index, num } = message.read()?;
-    if !session.enables_rings() {
-        return Err(refused(message.row.name, "protocol features were not negotiated"));
-    }
+    // QEMU's network card sends it before SET_FEATURES: it counts once the protocol's bit has come.
     vring(session, message.row.name, index)?.enabled = num == 1;
     match num {
-        0 => session.stop_ring(index as usize),
+        0 if session.enables_rings() => session.stop_ring(index as usize),
+        0 => {}
         1 => session.start_if_ready(index as usize)?,
         _ => return Err(refused(message.row.name, format!("{num} is neither 0 nor 1"))),
     }
