@@ -31,6 +31,11 @@ pub fn tests() -> Vec<VhostTest> {
                 file_system,
             )
         },
+        test(
+            "vhost-net-split-packed",
+            vec![card("net0", ""), card("net1", ",packed=on")],
+            include_str!("scripts/vhost-net.sh"),
+        ),
         VhostTest {
             restarts: true,
             ..test(
@@ -47,6 +52,18 @@ fn disk(queues: u16, more: &str) -> Served {
         name: "disk",
         serve: format!("blk --disk path=$W/disk0,format=raw,queues={queues}"),
         qemu: format!("-device vhost-user-blk-pci,chardev=disk,num-queues={queues}{more}"),
+        reconnects: true,
+    }
+}
+
+/// The two ends of one link.
+fn card(name: &'static str, more: &str) -> Served {
+    Served {
+        name,
+        serve: "net --net socket=$W/link".into(),
+        qemu: format!(
+            "-netdev vhost-user,id=n-{name},chardev={name} -device virtio-net-pci,netdev=n-{name}{more}"
+        ),
         reconnects: true,
     }
 }

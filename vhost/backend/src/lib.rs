@@ -1,7 +1,7 @@
 //! Serves any [`VirtioDevice`](treaty_virtio_device::VirtioDevice) over vhost-user.
 //!
 //! Owns: one connection's state (memory, rings, negotiated features) and the handler of each message.
-//! Must not know: which device it serves, KVM, registers. It is a caller of the device traits like any transport.
+//! Must not know: which device it serves (but that front-ends answer a network card's control queue), KVM, registers. It is a caller of the device traits like any transport.
 //!
 //! One thread serves one connection at a time. Rings run on the device's own workers; a change of memory, addresses or
 //! features while a ring runs stops it (drained), changes, and starts it again where it stood.

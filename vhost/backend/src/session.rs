@@ -10,9 +10,10 @@ use treaty_vhost_protocol::payload::{VRING_LOG, VringAddr};
 use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
 use treaty_virtio_device::{
-    DeviceEvents, DeviceQueue, Doorbell, Features, Interrupt, Layout, QueueLog, QueueParts, Reply,
+    DeviceEvents, DeviceId, DeviceQueue, Doorbell, Features, Interrupt, Layout, QueueLog, QueueParts, Reply,
     RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base, vhost_state,
 };
+use treaty_virtio_spec::net::feature as net;
 
 use crate::handlers::{Outcome, handle};
 use crate::memory::{MemoryTable, RegionRefused};
@@ -184,7 +185,13 @@ impl<'d> Session<'d> {
 
     /// The virtio features that the driver has, without the protocol's own bits.
     pub(crate) fn driver_features(&self) -> Features {
-        Features(self.accepted & !(features::PROTOCOL_FEATURES | features::LOG_ALL))
+        let driver = Features(self.accepted & !(features::PROTOCOL_FEATURES | features::LOG_ALL));
+        let is_net = self.device.description().id == DeviceId::NET;
+        if is_net && !driver.has(net::CTRL_VQ) {
+            // QEMU answers the control queue itself and leaves CTRL_VQ out, but not the bits that hang on it.
+            return driver.without(net::GUEST_ANNOUNCE);
+        }
+        driver
     }
 
     pub(crate) fn layout(&self) -> Layout {
