@@ -70,11 +70,12 @@ lab_guest() {
     mkfifo "$W/serial"
     cat "$W/serial" >"$CONSOLE" &
     drain=$!
-    timeout -s KILL "$LAB_SECONDS" "$LAB_TREATY" "$@" </dev/null >"$W/serial" 2>"$ERRORS" &
+    timeout -s KILL -k 3 "$LAB_SECONDS" "$LAB_TREATY" "$@" </dev/null >"$W/serial" 2>"$ERRORS" &
     LAB_PID=$!
     (. "$T/beside.sh") >>"$T/l1.log" 2>&1 || {
         [ -e "$T/failed" ] || echo "beside.sh ended with an error" >"$T/failed"
-        kill -KILL $LAB_PID
+        # `timeout` passes this on, and kills what is still there 3 s later.
+        kill -TERM $LAB_PID
     }
     wait $LAB_PID
     echo $? >"$T/code"
