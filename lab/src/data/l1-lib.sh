@@ -45,20 +45,16 @@ host_tap() {
 # sum FILE: the checksum of a file's content.
 sum() { md5sum <"$1" | cut -d' ' -f1; }
 
-# refused WORDS FLAGS...: `treaty run FLAGS` must end with code 1 and one line that has the words.
+# refused WORDS FLAGS...: `treaty run FLAGS` must end with code 1 and one line that has the words, and write nothing to
+# standard output.
 refused() {
-    refused_with 1 "$@"
-    want "number of lines about it" "$(wc -l <"$W/err")" 1
-}
-
-# refused_with CODE WORDS FLAGS...: it must end with the code, say the words and write nothing to standard output.
-refused_with() {
-    wanted=$1 words=$2
-    shift 2
+    words=$1
+    shift
     timeout -s KILL 20 "$LAB_TREATY" run "$@" >"$W/out" 2>"$W/err" </dev/null
     code=$?
     cat "$W/err"
-    want "exit code of treaty run $*" $code "$wanted"
+    want "exit code of treaty run $*" $code 1
+    want "number of lines about it" "$(wc -l <"$W/err")" 1
     [ ! -s "$W/out" ] || fail "treaty run $*: wrote to standard output: $(cat "$W/out")"
     grep -qi -- "$words" "$W/err" || fail "treaty run $*: '$(cat "$W/err")' does not say '$words'"
 }
