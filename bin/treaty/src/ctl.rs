@@ -9,6 +9,8 @@ use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 use treaty_vmm::api::{DeviceInfo, MachineStatus};
 
+use crate::output;
+
 /// Ask a running machine something, or tell it what to do.
 ///
 /// The machine was started with `treaty run --api SOCKET`. Any HTTP client does the same:
@@ -62,13 +64,18 @@ impl What {
 pub fn main(args: &Args) -> anyhow::Result<u8> {
     let (method, path) = args.what.request();
     let text = exchange(&args.socket, method, path, Duration::from_secs(args.timeout))?;
-    match args.what {
-        _ if args.json => println!("{text}"),
-        What::Devices => parse::<Vec<DeviceInfo>>(&text)?.iter().for_each(print_device),
-        What::Counters => parse::<Vec<DeviceInfo>>(&text)?.iter().for_each(print_counters),
-        _ => print_status(&parse(&text)?),
-    }
+    let text = match args.what {
+        _ if args.json => text,
+        What::Devices => lines(&parse::<Vec<DeviceInfo>>(&text)?, device_text),
+        What::Counters => lines(&parse::<Vec<DeviceInfo>>(&text)?, counters_text),
+        _ => status_text(&parse(&text)?),
+    };
+    output::print(&text)?;
     Ok(0)
+}
+
+fn lines(devices: &[DeviceInfo], show: fn(&DeviceInfo) -> Vec<String>) -> String {
+    devices.iter().flat_map(show).collect::<Vec<_>>().join("\n")
 }
 
 fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
@@ -116,21 +123,22 @@ fn split(answer: &[u8]) -> anyhow::Result<(u16, String)> {
     Ok((code, String::from_utf8(body.to_vec())?))
 }
 
-fn print_status(status: &MachineStatus) {
-    println!(
-        "state    {}",
-        serde_json::json!(status.state).as_str().unwrap_or_default()
-    );
-    println!("pid      {}", status.pid);
-    println!("cpus     {}", status.cpus);
-    println!("memory   {} MiB", status.memory_bytes >> 20);
-    println!("uptime   {:.1} s", status.uptime_seconds);
-    println!("reboots  {}", status.reboots);
+fn status_text(status: &MachineStatus) -> String {
+    let state = serde_json::json!(status.state);
+    format!(
+        "state    {}\npid      {}\ncpus     {}\nmemory   {} MiB\nuptime   {:.1} s\nreboots  {}",
+        state.as_str().unwrap_or_default(),
+        status.pid,
+        status.cpus,
+        status.memory_bytes >> 20,
+        status.uptime_seconds,
+        status.reboots
+    )
 }
 
-fn print_device(device: &DeviceInfo) {
+fn device_text(device: &DeviceInfo) -> Vec<String> {
     let running = device.queues.iter().filter(|queue| queue.running).count();
-    println!(
+    let mut lines = vec![format!(
         "{:<10} {:<8} {:<5} {:<12} status {:#04x}  {running} of {} queues run  accepted {:#x}",
         device.name,
         device.kind,
@@ -139,19 +147,25 @@ fn print_device(device: &DeviceInfo) {
         device.status,
         device.queues.len(),
         device.accepted
-    );
+    )];
     if let Some(reason) = &device.needs_reset {
-        println!("{:<10} needs a reset: {reason}", "");
+        lines.push(format!("{:<10} needs a reset: {reason}", ""));
     }
+    lines
 }
 
-fn print_counters(device: &DeviceInfo) {
+fn counters_text(device: &DeviceInfo) -> Vec<String> {
+    let mut lines = Vec::new();
     for queue in device.queues.iter().filter(|queue| queue.running) {
-        println!("{} queue {} ({} entries)", device.name, queue.index, queue.size);
+        lines.push(format!(
+            "{} queue {} ({} entries)",
+            device.name, queue.index, queue.size
+        ));
         for (name, value) in &queue.counters {
-            println!("  {name:<24} {value:>14}");
+            lines.push(format!("  {name:<24} {value:>14}"));
         }
     }
+    lines
 }
 
 #[cfg(test)]

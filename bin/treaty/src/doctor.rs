@@ -2,6 +2,8 @@
 
 use treaty_vmm::doctor::{Report, Status, examine};
 
+use crate::output;
+
 /// Say what this host offers to virtual machines, and what to do about what is missing.
 ///
 /// Exit code 0 if stock kernels can run here directly, 2 if they cannot.
@@ -14,24 +16,26 @@ pub struct Args {
 
 pub fn main(args: &Args) -> anyhow::Result<u8> {
     let report = examine();
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)?
     } else {
-        print_text(&report);
-    }
+        as_text(&report)
+    };
+    output::print(&text)?;
     Ok(if report.stock_kernels { 0 } else { 2 })
 }
 
-fn print_text(report: &Report) {
+fn as_text(report: &Report) -> String {
+    let mut lines = Vec::new();
     for check in &report.checks {
         let mark = match check.status {
-            Status::Ok => "ok     ",
+            Status::Ok => "ok",
             Status::Limited => "limited",
             Status::Missing => "missing",
         };
-        println!("{mark}  {:<12} {}", check.name, check.found);
+        lines.push(format!("{mark:<7}  {:<12} {}", check.name, check.found));
         if let Some(advice) = &check.advice {
-            println!("         {:<12} -> {advice}", "");
+            lines.push(format!("{:<21} -> {advice}", ""));
         }
     }
     let verdict = if report.stock_kernels {
@@ -39,5 +43,6 @@ fn print_text(report: &Report) {
     } else {
         "Stock kernels cannot run here directly; see kvm above."
     };
-    println!("\n{verdict}");
+    lines.push(format!("\n{verdict}"));
+    lines.join("\n")
 }

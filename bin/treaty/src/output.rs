@@ -1,6 +1,9 @@
 //! What a person sees: logs, the one error line, exit codes.
 
+use std::io::Write;
 use std::process::ExitCode;
+
+use anyhow::Context;
 
 /// Logs go to standard error; the guest's serial port may own standard output.
 pub fn start_logging(verbose: u8) {
@@ -27,6 +30,14 @@ pub fn exit_code(result: anyhow::Result<u8>) -> ExitCode {
             eprintln!("treaty: {}", one_line(&error));
             ExitCode::from(1)
         }
+    }
+}
+
+/// Prints lines to standard output. A reader that has gone away (`| head`) has what it wanted.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(format!("{text}\n").as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
     }
 }
 
