@@ -11,6 +11,9 @@ use crate::exec;
 use crate::guest::{GuestTest, Kernel};
 use crate::l1::{L1Script, Lab, Place};
 
+/// The beginning of a problem that is not the test's.
+const L1_STOPPED: &str = "L1 stopped";
+
 const LIBRARY: &str = include_str!("data/l1-lib.sh");
 
 /// Tests that share a boot of L1.
@@ -75,11 +78,14 @@ impl Batch {
             }
             let began = begun.get(&test.name);
             let how = if began.is_some() {
-                "L1 stopped in the middle of it"
+                "in the middle of it"
             } else {
-                "L1 stopped before it"
+                "before it"
             };
-            let problem = format!("{how}; L1's last lines:\n{}", exec::tail(&outcome.console, 20));
+            let problem = format!(
+                "{L1_STOPPED} {how}; its last lines:\n{}",
+                exec::tail(&outcome.console, 20)
+            );
             let wall = began.map_or(Duration::ZERO, Instant::elapsed);
             let dir = dir.join(&test.name);
             let verdict = Verdict {
@@ -118,7 +124,43 @@ impl Batch {
     }
 }
 
+/// Why a failure may be the emulator's and not treaty's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suspicion {
+    /// What was seen.
+    pub what: &'static str,
+    /// It is about this one guest; otherwise L1 itself ended.
+    pub of_guest: bool,
+}
+
 impl Verdict {
+    /// The failures that the emulated SVM is known to make: L1 ends, a guest's processor is reset out of nowhere or stands
+    /// still. Everything else is treaty's, at once.
+    pub fn suspicion(&self) -> Option<Suspicion> {
+        let problem = self.problem.as_ref()?;
+        let guest = |what| Some(Suspicion { what, of_guest: true });
+        if problem.starts_with(L1_STOPPED) {
+            return Some(Suspicion {
+                what: "L1 itself ended",
+                of_guest: false,
+            });
+        }
+        let read = |name: &str| {
+            let bytes = fs::read(self.dir.join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let console = read("console.log");
+        if read("treaty.log").contains("triple fault") {
+            guest("the guest ended in a triple fault")
+        } else if console.contains("rcu: INFO: ") {
+            guest("a processor of the guest stood still")
+        } else if self.dir.join("guest.sh").exists() && !console.contains("GUEST: up") {
+            guest("the guest's first program did not start")
+        } else {
+            None
+        }
+    }
+
     /// The ends of what the test left, for the eyes of whoever must find out why it failed.
     pub fn evidence(&self) -> String {
         let mut text = String::new();
@@ -139,5 +181,40 @@ impl Verdict {
             }
         }
         text + &format!("  alone: cargo xtask lab test {}\n", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn suspicion(problem: Option<&str>, console: &str, errors: &str) -> Option<&'static str> {
+        let dir = std::env::temp_dir().join(format!("treaty-verdict-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        for (name, text) in [("console.log", console), ("treaty.log", errors), ("guest.sh", "")] {
+            fs::write(dir.join(name), text).unwrap();
+        }
+        let (name, wall) = ("test".to_owned(), Duration::ZERO);
+        let verdict = Verdict {
+            name,
+            problem: problem.map(str::to_owned),
+            wall,
+            dir: dir.clone(),
+        };
+        let found = verdict.suspicion().map(|suspicion| suspicion.what);
+        fs::remove_dir_all(&dir).unwrap();
+        found
+    }
+
+    #[test]
+    fn only_what_the_emulator_is_known_for_is_put_down_to_it() {
+        let up = "GUEST: up after 2 s\n";
+        assert_eq!(suspicion(None, "", "triple fault"), None, "it passed");
+        assert_eq!(suspicion(Some("sum is 'a', not 'b'"), up, ""), None);
+        assert_eq!(suspicion(Some("exit code"), up, "disk0: a queue failed"), None);
+        assert!(suspicion(Some("ended"), up, "treaty: a triple fault in the guest").is_some());
+        assert!(suspicion(Some("out of time"), &format!("{up}rcu: INFO: rcu_sched"), "").is_some());
+        assert!(suspicion(Some("out of time"), "", "").is_some());
+        assert!(suspicion(Some("L1 stopped before it"), up, "").is_some());
     }
 }

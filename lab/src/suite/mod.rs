@@ -59,6 +59,16 @@ pub fn matching(words: &[String]) -> Vec<Batch> {
     batches
 }
 
+/// The batches with the tests of these names only.
+pub fn exactly(names: &[String]) -> Vec<Batch> {
+    let mut batches = all();
+    for batch in &mut batches {
+        batch.tests.retain(|test| names.contains(&test.name));
+    }
+    batches.retain(|batch| !batch.tests.is_empty());
+    batches
+}
+
 /// The four ways in which a device can be attached: register transport and ring layout.
 const CORNERS: [(&str, &str); 4] = [
     ("pci", "split"),
