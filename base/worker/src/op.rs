@@ -15,6 +15,26 @@ pub struct HostOp {
     pub buffers: IoBuffers,
 }
 
+impl HostOp {
+    /// Waits once until `fd` is readable.
+    pub fn readable(fd: RawFd) -> Self {
+        Self::poll(fd, OpKind::PollReadable)
+    }
+
+    /// Waits once until `fd` is writable.
+    pub fn writable(fd: RawFd) -> Self {
+        Self::poll(fd, OpKind::PollWritable)
+    }
+
+    fn poll(fd: RawFd, kind: OpKind) -> Self {
+        Self {
+            fd,
+            kind,
+            buffers: IoBuffers::new(),
+        }
+    }
+}
+
 /// What a [`HostOp`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpKind {

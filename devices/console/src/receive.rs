@@ -1,11 +1,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use treaty_buffers::IoBuffers;
 use treaty_memory::GuestMemory;
 use treaty_virtio_device::{ChainWriter, DeviceQueue, QueueState, QueueTask};
 use treaty_virtio_ring::Chain;
-use treaty_worker::{HostOp, OpKind, Progress, Turn};
+use treaty_worker::{HostOp, Progress, Turn};
 
 use crate::PortCounters;
 use crate::port::{Port, Shared};
@@ -124,12 +123,7 @@ impl ReceiveQueue {
         let Some(fd) = port.chardev.input_fd().filter(|_| wanted) else {
             return;
         };
-        let op = HostOp {
-            fd,
-            kind: OpKind::PollReadable,
-            buffers: IoBuffers::new(),
-        };
-        turn.submit(op, 0);
+        turn.submit(HostOp::readable(fd), 0);
         self.polling = true;
     }
 }

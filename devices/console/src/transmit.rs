@@ -5,7 +5,7 @@ use treaty_chardev::Chardev;
 use treaty_memory::GuestMemory;
 use treaty_virtio_device::{ChainReader, DeviceQueue, QueueState, QueueTask};
 use treaty_virtio_ring::Head;
-use treaty_worker::{HostOp, OpKind, Progress, Turn};
+use treaty_worker::{HostOp, Progress, Turn};
 
 use crate::PortCounters;
 use crate::port::Shared;
@@ -139,12 +139,7 @@ impl TransmitQueue {
         let Some(fd) = self.chardev.output_fd().filter(|_| !self.polling) else {
             return;
         };
-        let op = HostOp {
-            fd,
-            kind: OpKind::PollWritable,
-            buffers: IoBuffers::new(),
-        };
-        turn.submit(op, 0);
+        turn.submit(HostOp::writable(fd), 0);
         self.polling = true;
     }
 

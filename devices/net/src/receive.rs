@@ -7,7 +7,7 @@ use treaty_virtio_device::{ChainWriter, DeviceEvents, DeviceQueue, LogLimit, Que
 use treaty_virtio_ring::{Chain, Head};
 use treaty_virtio_spec::Features;
 use treaty_virtio_spec::net::{GSO_NONE, STATUS_LINK_UP, feature as bit};
-use treaty_worker::{HostOp, OpKind, Progress, Turn};
+use treaty_worker::{HostOp, Progress, Turn};
 
 use crate::ReceiveCounters;
 use crate::filter::Filter;
@@ -297,12 +297,7 @@ impl ReceiveQueue {
         let Some(fd) = self.receiver.input_fd().filter(|_| !idle) else {
             return;
         };
-        let op = HostOp {
-            fd,
-            kind: OpKind::PollReadable,
-            buffers: IoBuffers::new(),
-        };
-        turn.submit(op, 0);
+        turn.submit(HostOp::readable(fd), 0);
         self.polling = true;
     }
 

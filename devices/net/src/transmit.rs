@@ -7,7 +7,7 @@ use treaty_virtio_device::{ChainReader, DeviceQueue, QueueState, QueueTask};
 use treaty_virtio_ring::{Chain, Head, Segment};
 use treaty_virtio_spec::Features;
 use treaty_virtio_spec::net::Header;
-use treaty_worker::{HostOp, OpKind, Progress, Turn};
+use treaty_worker::{HostOp, Progress, Turn};
 
 use crate::TransmitCounters;
 use crate::offload;
@@ -152,12 +152,7 @@ impl TransmitQueue {
         let Some(fd) = self.sender.output_fd().filter(|_| !self.polling) else {
             return;
         };
-        let op = HostOp {
-            fd,
-            kind: OpKind::PollWritable,
-            buffers: IoBuffers::new(),
-        };
-        turn.submit(op, 0);
+        turn.submit(HostOp::writable(fd), 0);
         self.polling = true;
     }
 
