@@ -4,6 +4,8 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::fault::{FaultGuard, FaultWatch};
+
 /// Bytes of guest memory that one bit of a [`DirtyLog`] stands for.
 pub const DIRTY_PAGE: u64 = 4096;
 
@@ -17,6 +19,7 @@ pub struct DirtyLog {
     /// Where the bitmap starts in the mapping.
     offset: usize,
     len: usize,
+    guard: Option<FaultGuard>,
 }
 
 // SAFETY: a fixed mapping, reached only by atomic operations.
@@ -64,7 +67,20 @@ impl DirtyLog {
             map_len,
             offset: offset as usize,
             len: len as usize,
+            guard: None,
         })
+    }
+
+    /// The same for a file that another process owns: should it be truncated, marks there are lost and `watch` tells.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file).
+    pub fn of_peer(file: &File, offset: u64, len: u64, watch: &FaultWatch) -> io::Result<Self> {
+        let mut log = Self::from_file(file, offset, len)?;
+        let pages = log.map_len.next_multiple_of(4096);
+        // SAFETY: the mapping just made, of whole pages; `drop` drops the guard before it unmaps, and whoever marks holds `log`.
+        log.guard = Some(unsafe { watch.guard(log.map, pages) }?);
+        Ok(log)
     }
 
     /// Bytes of log that guest memory up to `end` needs.
@@ -96,6 +112,7 @@ impl DirtyLog {
 
 impl Drop for DirtyLog {
     fn drop(&mut self) {
+        self.guard = None;
         // SAFETY: mapped by `from_file` with this length.
         unsafe { libc::munmap(self.map.as_ptr().cast(), self.map_len) };
     }

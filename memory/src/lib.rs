@@ -5,13 +5,16 @@
 //! Must not know: rings, devices, KVM. The monitor, a vhost-user connection and a test rig each build one.
 //!
 //! A range is always translated whole (start *and* end), and may cross adjoining regions. Bytes in guest memory
-//! can change at any moment: they are copied, never borrowed as `&[u8]`.
+//! can change at any moment: they are copied, never borrowed as `&[u8]`. Memory that another process owns can go away as
+//! well: [`FaultWatch`].
 #![allow(unsafe_code)]
 
 mod dirty;
+mod fault;
 mod guest;
 mod region;
 
 pub use dirty::{DIRTY_PAGE, DirtyLog};
+pub use fault::FaultWatch;
 pub use guest::{GuestMemory, MemoryError};
 pub use region::{HostRange, Region, RegionError};

@@ -3,8 +3,12 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 
+use crate::fault::{FaultGuard, FaultWatch};
+
 /// Bytes of the smallest huge page.
 const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of an ordinary page.
+const SMALL_PAGE: usize = 4096;
 
 /// One mapped piece of guest memory, unmapped on drop.
 pub struct Region {
@@ -12,6 +16,7 @@ pub struct Region {
     host: NonNull<u8>,
     len: usize,
     file: Option<(File, u64)>,
+    guard: Option<FaultGuard>,
 }
 
 // SAFETY: a region is a fixed mapping without thread affinity; all access goes through raw copies and atomics.
@@ -79,13 +84,12 @@ impl Region {
             len,
             source: io::Error::last_os_error(),
         };
-        let kind = if huge_pages {
-            libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
-        } else {
-            0
-        };
+        let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        if huge_pages {
+            flags |= libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+        }
         // SAFETY: the name is a NUL-terminated constant; the result is checked and owned below.
-        let fd = unsafe { libc::memfd_create(c"treaty-guest".as_ptr(), libc::MFD_CLOEXEC | kind) };
+        let fd = unsafe { libc::memfd_create(c"treaty-guest".as_ptr(), flags) };
         if fd < 0 {
             return Err(fail("create"));
         }
@@ -96,29 +100,62 @@ impl Region {
             len,
             source,
         })?;
+        // Hardening row 11: a vhost-user back-end that it is shared with cannot truncate it under us.
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: takes no pointers.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+            return Err(fail("seal"));
+        }
         Self::from_file(guest_start, len, file, 0)
     }
 
     /// Maps `len` bytes of `file` from `offset` (a multiple of 4096) shared at guest address `guest_start`.
     ///
-    /// If the file is shorter than `offset + len`, touching the rest raises SIGBUS: check its size first where
-    /// another process owns it.
+    /// If the file is shorter than `offset + len`, touching the rest raises SIGBUS: see [`of_peer`](Self::of_peer) for files
+    /// that another process can truncate.
     pub fn from_file(guest_start: u64, len: usize, file: File, offset: u64) -> Result<Self, RegionError> {
         check_range(guest_start, len)?;
         if !offset.is_multiple_of(4096) || i64::try_from(offset).is_err() {
             return Err(RegionError::BadRange { start: offset, len });
         }
-        let host = map_aligned(len, &file, offset).map_err(|source| RegionError::Map {
+        let fail = |source| RegionError::Map {
             action: "map",
             len,
             source,
-        })?;
+        };
+        let page = page_bytes(&file).map_err(fail)?;
+        if !offset.is_multiple_of(page as u64) || page > SMALL_PAGE && !len.is_multiple_of(page) {
+            return Err(RegionError::BadRange { start: offset, len });
+        }
+        let host = map_aligned(len, &file, offset, page.max(HUGE_PAGE)).map_err(fail)?;
         Ok(Self {
             guest_start,
             host,
             len,
             file: Some((file, offset)),
+            guard: None,
         })
+    }
+
+    /// The same for a file that another process owns: should it be truncated, the missing pages read as zeros and `watch` tells.
+    pub fn of_peer(
+        guest_start: u64,
+        len: usize,
+        file: File,
+        offset: u64,
+        watch: &FaultWatch,
+    ) -> Result<Self, RegionError> {
+        let mut region = Self::from_file(guest_start, len, file, offset)?;
+        let pages = len.next_multiple_of(4096);
+        // SAFETY: the mapping just made, of whole pages; `drop` drops the guard before it unmaps, and whoever touches the region
+        // holds it.
+        let guard = unsafe { watch.guard(region.host, pages) };
+        region.guard = Some(guard.map_err(|source| RegionError::Map {
+            action: "watch",
+            len,
+            source,
+        })?);
+        Ok(region)
     }
 
     /// First guest physical address.
@@ -170,14 +207,32 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        self.guard = None;
         // SAFETY: mapped by `from_file` with this length; whoever used the pointers held this region.
         unsafe { libc::munmap(self.host.as_ptr().cast(), self.len) };
     }
 }
 
-/// Maps the file shared, at a host address that is a multiple of [`HUGE_PAGE`], so that huge pages can back it.
-fn map_aligned(len: usize, file: &File, offset: u64) -> io::Result<NonNull<u8>> {
-    let whole = len.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::OutOfMemory)?;
+/// Bytes of the file's pages: hugetlbfs has no smaller ones than its own.
+fn page_bytes(file: &File) -> io::Result<usize> {
+    // SAFETY: all-zero is a valid statfs.
+    let mut info: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: an open descriptor and a live buffer.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &mut info) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    match info.f_type {
+        libc::HUGETLBFS_MAGIC => usize::try_from(info.f_bsize).map_err(io::Error::other),
+        _ => Ok(SMALL_PAGE),
+    }
+}
+
+/// Maps the file shared, at a host address that is a multiple of `align`, so that huge pages can back it.
+fn map_aligned(len: usize, file: &File, offset: u64, align: usize) -> io::Result<NonNull<u8>> {
+    let len = len
+        .checked_next_multiple_of(SMALL_PAGE)
+        .ok_or(io::ErrorKind::OutOfMemory)?;
+    let whole = len.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?;
     // SAFETY: reserves addresses where the kernel likes; nothing of ours can be overwritten.
     let reserved = unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -186,9 +241,9 @@ fn map_aligned(len: usize, file: &File, offset: u64) -> io::Result<NonNull<u8>> 
     if reserved == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    let before = reserved.align_offset(HUGE_PAGE);
+    let before = reserved.align_offset(align);
     let after = whole - before - len;
-    // SAFETY: `before < HUGE_PAGE`, so all three ranges lie inside the reservation, which is ours alone: the middle is
+    // SAFETY: `before < align`, so all three ranges lie inside the reservation, which is ours alone: the middle is
     // replaced by the file, the rest is given back. Unmapping our own fresh mapping cannot fail.
     unsafe {
         let start = reserved.byte_add(before);
@@ -238,5 +293,34 @@ mod tests {
         for region in [&first, &second] {
             assert_eq!(region.host_address() % HUGE_PAGE as u64, 0);
         }
+    }
+
+    /// Hardening row 11: whoever our memory is shared with cannot take it away.
+    #[test]
+    fn hardening_11_our_memory_cannot_be_truncated() {
+        let region = Region::memfd(0, 0x5000).unwrap();
+        let (file, _) = region.file().unwrap();
+        assert!(file.set_len(0x1000).is_err());
+        assert!(file.set_len(0x6000).is_err());
+    }
+
+    /// Bytes of addresses in use.
+    fn mapped() -> usize {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        text.split(' ').next().unwrap().parse::<usize>().unwrap() * SMALL_PAGE
+    }
+
+    /// Hardening row 11: a region that ends within a page leaves no addresses behind.
+    #[test]
+    fn hardening_11_regions_of_any_length_are_unmapped_whole() {
+        let whole = Region::memfd(0, 0x5000).unwrap();
+        let (file, _) = whole.file().unwrap();
+        let before = mapped();
+        for len in (1..0x5000).step_by(100) {
+            drop(Region::from_file(0, len, file.try_clone().unwrap(), 0).unwrap());
+        }
+        let after = mapped();
+        // 205 of them would keep 2 MiB each.
+        assert!(after < before + (200 << 20), "{before} bytes became {after}");
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Owns: the rigs ([`rig`]), a driver over them ([`Driver`]), the conformance suite ([`conform`]), a device to test rigs
 //! with ([`Echo`]), the independent drivers of the `virtio-drivers` crate over our rigs ([`peer`]), our own ([`ours`]),
-//! network namespaces ([`netns`]).
+//! network namespaces
+//! ([`netns`]), a vhost-user front-end of single messages ([`wire`]).
 //! Must not know: device types. A device's own tests depend on this crate, never the other way round, and production code
 //! never does.
 //!
@@ -45,6 +46,7 @@ pub mod ours;
 pub mod peer;
 pub mod rig;
 mod subject;
+pub mod wire;
 
 pub use conformance::{conform, conform_on};
 pub use driver::{Done, Driver, Token, WAIT_LIMIT};

@@ -41,11 +41,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    output::start_logging(cli.verbose);
+    let log = output::start_logging(cli.verbose);
     let result = match cli.command {
         #[cfg(feature = "monitor")]
         Command::Run(args) => run::main(*args),
-        Command::Serve(args) => serve::main(args),
+        Command::Serve(args) => serve::main(args, log),
         #[cfg(feature = "monitor")]
         Command::Ctl(args) => ctl::main(&args),
         #[cfg(feature = "monitor")]

@@ -4,22 +4,47 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+/// What the log says, from quiet to loud.
+const LEVELS: [&str; 4] = ["warn", "info", "debug", "trace"];
+
+/// Changes what the log says while the program runs.
+pub struct LogLevel {
+    filter: reload::Handle<EnvFilter, Registry>,
+    /// Index in [`LEVELS`].
+    level: usize,
+}
+
+impl LogLevel {
+    /// One level louder or quieter. From then on TREATY_LOG's filter is forgotten.
+    pub fn step(&mut self, louder: bool) {
+        self.level = if louder {
+            (self.level + 1).min(LEVELS.len() - 1)
+        } else {
+            self.level.saturating_sub(1)
+        };
+        let level = LEVELS[self.level];
+        match self.filter.reload(EnvFilter::new(level)) {
+            // Said whatever the level is: the operator wants to see that the signal has come.
+            Ok(()) => eprintln!("treaty: log level {level}"),
+            Err(error) => eprintln!("treaty: the log level stays: {error}"),
+        }
+    }
+}
 
 /// Logs go to standard error; the guest's serial port may own standard output.
-pub fn start_logging(verbose: u8) {
-    let default = match verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TREATY_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+pub fn start_logging(verbose: u8) -> LogLevel {
+    let level = usize::from(verbose).min(LEVELS.len() - 1);
+    let filter = EnvFilter::try_from_env("TREATY_LOG").unwrap_or_else(|_| EnvFilter::new(LEVELS[level]));
+    let (layer, filter) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+        .with_target(false);
+    tracing_subscriber::registry().with(layer).with(lines).init();
+    LogLevel { filter, level }
 }
 
 /// Success carries its own code; an error is one line on standard error and code 1.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, bail};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use treaty_catalog::{CharContext, Opened, WorkerPool};
 use treaty_listen::Listener;
 use treaty_plan::{ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan};
@@ -14,6 +14,7 @@ use treaty_vhost_backend::{Endpoint, Stop, serve};
 use treaty_worker::ReactorKind;
 
 use crate::config;
+use crate::output::LogLevel;
 
 /// Run devices as vhost-user back-ends for QEMU, Cloud Hypervisor, DPDK and other front-ends.
 ///
@@ -22,6 +23,7 @@ use crate::config;
 /// -chardev socket,id=c0,path=SOCKET,reconnect=1 and the device that the subcommand's help names.
 ///
 /// One front-end is served after the other until SIGTERM or SIGINT; then every queue is drained. Exit code 0.
+/// SIGUSR1 makes the log one level louder, SIGUSR2 one quieter (warn, info, debug, trace).
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -128,7 +130,7 @@ struct Ready {
     endpoint: Endpoint,
 }
 
-pub fn main(args: Args) -> anyhow::Result<u8> {
+pub fn main(args: Args, log: LogLevel) -> anyhow::Result<u8> {
     let stop = Stop::new().context("cannot make an eventfd")?;
     let chars = CharContext {
         on_quit: Arc::new({
@@ -141,7 +143,7 @@ pub fn main(args: Args) -> anyhow::Result<u8> {
         (None, Some(device)) => vec![from_flags(device, &chars)?],
         _ => bail!("give either a device (blk, net, rng, console) or --config FILE; see treaty serve --help"),
     };
-    stop_on_signals(stop.clone())?;
+    obey_signals(stop.clone(), log)?;
     serve_all(ready, &stop)
 }
 
@@ -191,12 +193,15 @@ fn open(served: Served<'_>, suffix: &str, chars: &CharContext) -> anyhow::Result
     })
 }
 
-fn stop_on_signals(stop: Stop) -> anyhow::Result<()> {
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context("cannot take signals")?;
+fn obey_signals(stop: Stop, mut log: LogLevel) -> anyhow::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1, SIGUSR2])
+        .context("cannot take signals")?;
     thread::Builder::new().name("signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            stop.stop();
+        for signal in signals.forever() {
+            match signal {
+                SIGUSR1 | SIGUSR2 => log.step(signal == SIGUSR1),
+                _ => return stop.stop(),
+            }
         }
     })?;
     Ok(())

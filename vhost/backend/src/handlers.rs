@@ -207,11 +207,12 @@ fn set_log_base(session: &mut Session<'_>, mut message: Message) -> Result<Outco
             format!("{} bytes of log; this memory needs {need}", area.size),
         ));
     }
-    let log =
-        DirtyLog::from_file(&fd.into(), area.offset, area.size).map_err(|source| SessionError::Host {
+    let log = DirtyLog::of_peer(&fd.into(), area.offset, area.size, &session.watch).map_err(|source| {
+        SessionError::Host {
             action: "map the dirty log",
             source,
-        })?;
+        }
+    })?;
     session.with_rings_stopped(|session| {
         session.log = Some(Arc::new(log));
         Ok(number(0))

@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use treaty_memory::{GuestMemory, MemoryError, Region, RegionError};
+use treaty_memory::{FaultWatch, GuestMemory, MemoryError, Region, RegionError};
 use treaty_vhost_protocol::payload::MemoryRegion;
 
 /// Regions a front-end may add with ADD_MEM_REG; each is one mapping and one descriptor.
@@ -42,13 +42,22 @@ pub enum RegionRefused {
 }
 
 /// The front-end's memory: its table, and the mapping made from it.
-#[derive(Default)]
 pub struct MemoryTable {
     entries: Vec<(MemoryRegion, File)>,
     mapped: Option<GuestMemory>,
+    watch: FaultWatch,
 }
 
 impl MemoryTable {
+    /// No memory yet; `watch` tells when the front-end has taken some away.
+    pub fn new(watch: FaultWatch) -> Self {
+        Self {
+            entries: Vec::new(),
+            mapped: None,
+            watch,
+        }
+    }
+
     /// A whole new table. The old one is kept if this one is refused.
     pub fn replace(&mut self, regions: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), RegionRefused> {
         let mut entries = Vec::with_capacity(regions.len());
@@ -111,11 +120,12 @@ impl MemoryTable {
         let mut mapped = Vec::with_capacity(entries.len());
         for (region, file) in &entries {
             let len = usize::try_from(region.size).map_err(|_| RegionRefused::Range(*region))?;
-            mapped.push(Region::from_file(
+            mapped.push(Region::of_peer(
                 region.guest_address,
                 len,
                 file.try_clone()?,
                 region.mmap_offset,
+                &self.watch,
             )?);
         }
         self.mapped = if mapped.is_empty() {
@@ -172,7 +182,7 @@ mod tests {
     /// Hardening row 11: sizes and offsets of memory tables are checked against the file and one another.
     #[test]
     fn hardening_11_regions_are_checked() {
-        let mut table = MemoryTable::default();
+        let mut table = MemoryTable::new(FaultWatch::new().unwrap());
         table.add(region(0, 0x2000, 0x7000_0000), memfd(0x2000)).unwrap();
         let mut refuse = |entry: MemoryRegion| table.add(entry, memfd(0x1000)).unwrap_err().to_string();
         assert!(refuse(region(0x1000_0000, 0x2000, 0x8000_0000)).contains("has 4096 bytes"));

@@ -32,7 +32,8 @@ pub fn serve(endpoint: Endpoint, device: &mut dyn VirtioDevice, stop: &Stop) -> 
     device.attach(DeviceEvents::new(events.clone() as Arc<dyn EventSink>));
     let mut one = |stream: UnixStream| {
         tracing::info!("front-end connected");
-        match Session::new(stream, device, events.clone()).serve(stop) {
+        let session = Session::new(stream, device, events.clone());
+        match session.and_then(|session| session.serve(stop)) {
             Ok(()) => tracing::info!("front-end gone"),
             Err(error) => tracing::error!(%error, "connection closed"),
         }
@@ -40,7 +41,7 @@ pub fn serve(endpoint: Endpoint, device: &mut dyn VirtioDevice, stop: &Stop) -> 
     match endpoint {
         Endpoint::Connected(stream) => one(stream),
         Endpoint::Listen(listener) => {
-            while wait(listener.socket().as_raw_fd(), stop.fd(), None)? {
+            while wait([listener.socket().as_raw_fd()], stop.fd(), None)? {
                 match listener.socket().accept() {
                     Ok((stream, _)) => one(stream),
                     Err(error) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use treaty_memory::DirtyLog;
+use treaty_memory::{DirtyLog, FaultWatch};
 use treaty_vhost_protocol::payload::{VRING_LOG, VringAddr};
 use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
@@ -42,6 +42,9 @@ pub enum SessionError {
         /// Why.
         reason: String,
     },
+    /// A file that is mapped has become shorter.
+    #[error("the front-end has truncated memory that was in use")]
+    MemoryLost,
     /// The host refused something of ours.
     #[error("{action}: {source}")]
     Host {
@@ -79,7 +82,7 @@ impl Stop {
 
     /// Waits for the time to pass; an error as soon as it is stopped.
     pub(crate) fn sleep(&self, time: Duration) -> io::Result<()> {
-        match wait(-1, self.fd(), Some(time)) {
+        match wait([], self.fd(), Some(time)) {
             Ok(true) => Ok(()),
             Ok(false) => Err(io::ErrorKind::Interrupted.into()),
             Err(error) => Err(error),
@@ -100,31 +103,46 @@ pub struct Session<'d> {
     pub(crate) vrings: Vec<Vring>,
     pub(crate) status: u8,
     pub(crate) log: Option<Arc<DirtyLog>>,
+    /// Of everything that the front-end has us map.
+    pub(crate) watch: FaultWatch,
 }
 
 impl<'d> Session<'d> {
     /// Serves `device` to the peer of `stream`. `events` is what the device was attached with.
-    pub fn new(stream: UnixStream, device: &'d mut dyn VirtioDevice, events: Arc<Events>) -> Self {
+    pub fn new(
+        stream: UnixStream,
+        device: &'d mut dyn VirtioDevice,
+        events: Arc<Events>,
+    ) -> Result<Self, SessionError> {
+        let watch = FaultWatch::new().map_err(|source| SessionError::Host {
+            action: "watch for lost memory",
+            source,
+        })?;
         let queues = device.description().queues.iter();
         let vrings: Vec<Vring> = queues.map(|_| Vring::default()).collect();
         events.set_errs(vrings.iter().map(|vring| vring.err.clone()).collect());
-        Self {
+        Ok(Self {
             channel: Channel::new(stream, frontend::ROWS),
             device,
             events,
             protocol_features: 0,
             accepted: 0,
             negotiated: false,
-            memory: MemoryTable::default(),
+            memory: MemoryTable::new(watch.clone()),
             vrings,
             status: 0,
             log: None,
-        }
+            watch,
+        })
     }
 
     /// Answers messages until the peer has gone or `stop` is stopped; then every ring is drained and the device reset.
     pub fn serve(mut self, stop: &Stop) -> Result<(), SessionError> {
-        let result = self.answer_all(stop);
+        let mut result = self.answer_all(stop);
+        if self.watch.is_lost() {
+            // Whatever else went wrong may come from zeros where there was memory.
+            result = Err(SessionError::MemoryLost);
+        }
         self.stop_all();
         self.device.reset();
         self.events.clear();
@@ -135,12 +153,18 @@ impl<'d> Session<'d> {
     }
 
     fn answer_all(&mut self, stop: &Stop) -> Result<(), SessionError> {
-        while wait(self.channel.fd(), stop.fd(), None).map_err(waiting)? {
+        while wait([self.channel.fd(), self.watch.fd()], stop.fd(), None).map_err(waiting)? {
+            if self.watch.is_lost() {
+                return Err(SessionError::MemoryLost);
+            }
             while let Some(message) = self.channel.try_receive()? {
                 self.answer(message)?;
                 // A peer that never falls silent does not keep the daemon from ending.
                 if stop.is_stopped() {
                     return Ok(());
+                }
+                if self.watch.is_lost() {
+                    return Err(SessionError::MemoryLost);
                 }
             }
         }
@@ -352,24 +376,29 @@ fn start_failed(error: &StartError) -> SessionError {
     refused("starting a ring", error.to_string())
 }
 
-/// Waits until `fd` is readable or the time is up; false once `stop` is readable.
-pub(crate) fn wait(fd: RawFd, stop: RawFd, limit: Option<Duration>) -> io::Result<bool> {
+/// Waits until one of `fds` is readable or the time is up; false once `stop` is readable.
+pub(crate) fn wait<const N: usize>(
+    fds: [RawFd; N],
+    stop: RawFd,
+    limit: Option<Duration>,
+) -> io::Result<bool> {
     let poll = |fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
-    let mut fds = [poll(stop), poll(fd)];
+    let mut polls = vec![poll(stop)];
+    polls.extend(fds.map(poll));
     let limit_ms = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
     loop {
         #[allow(unsafe_code)]
-        // SAFETY: two pollfds on the stack, alive during the call. A negative descriptor is skipped.
-        let count = unsafe { libc::poll(fds.as_mut_ptr(), 2, limit_ms) };
+        // SAFETY: as many pollfds as said, alive during the call.
+        let count = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, limit_ms) };
         let error = io::Error::last_os_error();
         match count {
             -1 if error.kind() == io::ErrorKind::Interrupted => {}
             -1 => return Err(error),
-            _ => return Ok(fds.first().is_none_or(|stop| stop.revents == 0)),
+            _ => return Ok(polls.first().is_none_or(|stop| stop.revents == 0)),
         }
     }
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use treaty_device_blk::{Blk, BlkConfig};
 use treaty_device_rng::{Rng, RngConfig};
-use treaty_memory::Region;
 use treaty_storage::RamImage;
+use treaty_testkit::wire::plain_memfd as memfd;
 use treaty_vhost_backend::{Endpoint, Stop, serve};
 use treaty_vhost_protocol::payload::{MemoryRegion, VRING_FD_NONE, VringAddr, VringState};
 use treaty_vhost_protocol::table::{Reply, Row, frontend as code};
@@ -79,13 +79,6 @@ impl Random {
             _ => near,
         }
     }
-}
-
-fn memfd(len: u64) -> File {
-    let region = Region::memfd(0, 0x1000).unwrap();
-    let file = region.file().unwrap().0.try_clone().unwrap();
-    file.set_len(len).unwrap();
-    file
 }
 
 /// A descriptor of any kind.
