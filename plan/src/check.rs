@@ -1,4 +1,5 @@
-use crate::{CharTarget, DiskPlan, MAX_CPUS, MachinePlan, MemorySize, NetPlan};
+use crate::workers::check_poll;
+use crate::{CharTarget, DiskFormat, DiskPlan, MAX_CPUS, MachinePlan, MemorySize, NetPlan};
 
 const MIN_MEMORY: MemorySize = MemorySize::mib(16);
 const MAX_MEMORY: MemorySize = MemorySize::mib(1 << 20);
@@ -49,6 +50,7 @@ impl MachinePlan {
             net.check()
                 .map_err(|text| PlanError(format!("net {index}: {text}")))?;
         }
+        check_poll(self.poll, self.poll_us).map_err(PlanError)?;
         self.check_stdio()
     }
 
@@ -66,6 +68,14 @@ impl MachinePlan {
 impl DiskPlan {
     pub(crate) fn check(&self) -> Result<(), String> {
         check_queues(self.queues)?;
+        self.workers().check(self.queues)?;
+        let has_path = !self.path.as_os_str().is_empty();
+        match (self.format, has_path, self.size) {
+            (DiskFormat::Raw, true, None) | (DiskFormat::Null, false, Some(_)) => {}
+            (DiskFormat::Raw, false, _) => return Err("path: none given".into()),
+            (DiskFormat::Raw, true, Some(_)) => return Err("size: the file has its own".into()),
+            (DiskFormat::Null, ..) => return Err("format=null: give size=, and no path".into()),
+        }
         if let Some(size) = self.block_size.filter(|size| ![512, 4096].contains(size)) {
             return Err(format!("block-size: {size} is not 512 or 4096"));
         }
@@ -81,8 +91,9 @@ impl DiskPlan {
 impl NetPlan {
     pub(crate) fn check(&self) -> Result<(), String> {
         check_queues(self.queues)?;
+        self.workers().check(self.virtqueues())?;
         if self.backend().is_none() {
-            return Err("give exactly one of tap=NAME, user and socket=PATH".into());
+            return Err("give exactly one of tap=NAME, user, socket=PATH, null and loopback".into());
         }
         if self.mtu.is_some_and(|mtu| mtu < 68) {
             return Err("mtu: at least 68".into());

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::CharTarget;
+use crate::{CharTarget, MemorySize, NumberList, PollChoice, WorkersPlan};
 
 /// How a virtio device shows its registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub enum RingChoice {
 pub enum DiskFormat {
     /// The bytes of the file are the bytes of the disk.
     Raw,
+    /// No file: writes vanish, reads leave the buffers as they are. For measuring.
+    Null,
 }
 
 /// A virtio-blk device.
@@ -39,9 +41,13 @@ pub enum DiskFormat {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DiskPlan {
     /// Image file or block device.
+    #[serde(default, skip_serializing_if = "no_path")]
     pub path: PathBuf,
     /// Image format.
     pub format: DiskFormat,
+    /// How large a disk without a file is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<MemorySize>,
     /// The guest may not write.
     #[serde(default, alias = "read-only")]
     pub readonly: bool,
@@ -57,6 +63,21 @@ pub struct DiskPlan {
     /// Request queues.
     #[serde(default = "one")]
     pub queues: u16,
+    /// Threads that run its virtqueues: see [`WorkersPlan`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u16>,
+    /// The CPU that each of them runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<NumberList>,
+    /// Which of them runs each virtqueue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_map: Option<NumberList>,
+    /// What they do when there is nothing to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll: Option<PollChoice>,
+    /// The longest that an adaptive one looks on, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll_us: Option<u32>,
     /// Register transport.
     #[serde(default)]
     pub transport: TransportChoice,
@@ -65,7 +86,36 @@ pub struct DiskPlan {
     pub ring: RingChoice,
 }
 
-/// A virtio-net device. Exactly one of `tap`, `user` and `socket` is given.
+impl DiskPlan {
+    /// Its worker threads.
+    pub fn workers(&self) -> WorkersPlan {
+        WorkersPlan {
+            count: self.workers,
+            cpus: self.cpus.clone(),
+            map: self.worker_map.clone(),
+            poll: self.poll,
+            poll_us: self.poll_us,
+        }
+    }
+
+    /// Sets what `workers` says.
+    pub fn set_workers(&mut self, workers: &WorkersPlan) {
+        let WorkersPlan {
+            count,
+            cpus,
+            map,
+            poll,
+            poll_us,
+        } = workers.clone();
+        self.workers = count.or(self.workers);
+        self.cpus = cpus.or(self.cpus.take());
+        self.worker_map = map.or(self.worker_map.take());
+        self.poll = poll.or(self.poll);
+        self.poll_us = poll_us.or(self.poll_us);
+    }
+}
+
+/// A virtio-net device. Exactly one of `tap`, `user`, `socket`, `null` and `loopback` is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NetPlan {
@@ -78,12 +128,33 @@ pub struct NetPlan {
     /// Unix datagram socket shared with the other machine on the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// No network: what is sent vanishes. For measuring.
+    #[serde(default)]
+    pub null: bool,
+    /// No network: what is sent comes back on the same pair. For measuring.
+    #[serde(default)]
+    pub loopback: bool,
     /// Hardware address as `xx:xx:xx:xx:xx:xx`; made up if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
     /// Queue pairs.
     #[serde(default = "one")]
     pub queues: u16,
+    /// Threads that run its virtqueues: see [`WorkersPlan`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u16>,
+    /// The CPU that each of them runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<NumberList>,
+    /// Which of them runs each virtqueue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_map: Option<NumberList>,
+    /// What they do when there is nothing to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll: Option<PollChoice>,
+    /// The longest that an adaptive one looks on, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub poll_us: Option<u32>,
     /// MTU to announce.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
@@ -104,17 +175,54 @@ pub enum NetBackend {
     User,
     /// Unix datagram socket.
     Socket(PathBuf),
+    /// Nowhere.
+    Null,
+    /// Back.
+    Loopback,
 }
 
 impl NetPlan {
     /// The one back-end that was named; `None` if none or several were.
     pub fn backend(&self) -> Option<NetBackend> {
-        match (&self.tap, self.user, &self.socket) {
-            (Some(name), false, None) => Some(NetBackend::Tap(name.clone())),
-            (None, true, None) => Some(NetBackend::User),
-            (None, false, Some(path)) => Some(NetBackend::Socket(path.clone())),
-            _ => None,
+        let tap = self.tap.clone().map(NetBackend::Tap);
+        let socket = self.socket.clone().map(NetBackend::Socket);
+        let user = self.user.then_some(NetBackend::User);
+        let null = self.null.then_some(NetBackend::Null);
+        let loopback = self.loopback.then_some(NetBackend::Loopback);
+        let mut named = [tap, socket, user, null, loopback].into_iter().flatten();
+        named.next().filter(|_| named.next().is_none())
+    }
+
+    /// Virtqueues that move packets.
+    pub fn virtqueues(&self) -> u16 {
+        self.queues.saturating_mul(2)
+    }
+
+    /// Its worker threads.
+    pub fn workers(&self) -> WorkersPlan {
+        WorkersPlan {
+            count: self.workers,
+            cpus: self.cpus.clone(),
+            map: self.worker_map.clone(),
+            poll: self.poll,
+            poll_us: self.poll_us,
         }
+    }
+
+    /// Sets what `workers` says.
+    pub fn set_workers(&mut self, workers: &WorkersPlan) {
+        let WorkersPlan {
+            count,
+            cpus,
+            map,
+            poll,
+            poll_us,
+        } = workers.clone();
+        self.workers = count.or(self.workers);
+        self.cpus = cpus.or(self.cpus.take());
+        self.worker_map = map.or(self.worker_map.take());
+        self.poll = poll.or(self.poll);
+        self.poll_us = poll_us.or(self.poll_us);
     }
 
     /// The hardware address as bytes: `Ok(None)` if it was not given, `Err` with the text if it is no unicast address.
@@ -155,6 +263,10 @@ pub struct ConsolePlan {
     /// Virtqueue layout.
     #[serde(default)]
     pub ring: RingChoice,
+}
+
+fn no_path(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 fn one() -> u16 {

@@ -9,6 +9,7 @@ mod flags;
 mod serve;
 mod target;
 mod units;
+mod workers;
 
 use std::path::PathBuf;
 
@@ -22,6 +23,7 @@ pub use flags::{FlagError, from_flag};
 pub use serve::{DaemonPlan, Served, ServedPlan};
 pub use target::CharTarget;
 pub use units::MemorySize;
+pub use workers::{NumberList, PollChoice, WorkersPlan};
 
 /// The most vCPUs of a machine.
 pub const MAX_CPUS: u8 = 32;
@@ -58,6 +60,12 @@ pub struct MachinePlan {
     /// Ports of virtio-console devices: those with the same transport and ring share a device.
     #[serde(rename = "console")]
     pub consoles: Vec<ConsolePlan>,
+    /// What the worker threads of devices that do not say do when there is nothing to do; off if missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll: Option<PollChoice>,
+    /// The longest that an adaptive one of them looks on, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_us: Option<u32>,
     /// Unix socket that the control API listens on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api: Option<PathBuf>,
@@ -77,6 +85,8 @@ impl Default for MachinePlan {
             nets: Vec::new(),
             rng: None,
             consoles: Vec::new(),
+            poll: None,
+            poll_us: None,
             api: None,
         }
     }

@@ -10,6 +10,7 @@ mod engine;
 mod epoll;
 mod mailbox;
 mod op;
+mod poll;
 mod pool;
 mod schedule;
 pub mod sim;
@@ -22,6 +23,7 @@ mod uring;
 mod worker;
 
 pub use op::{Completion, HostOp, OpKind};
+pub use poll::Poll;
 pub use task::{Exit, Progress, Task, TaskId};
 pub use turn::{Reactor, Turn};
-pub use worker::{ReactorKind, Worker, WorkerError, WorkerHandle};
+pub use worker::{ReactorKind, Worker, WorkerError, WorkerHandle, WorkerOptions};

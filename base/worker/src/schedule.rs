@@ -7,6 +7,7 @@ use treaty_buffers::IoBuffers;
 
 use crate::engine::{Engine, Wait};
 use crate::mailbox::{Mailbox, Message, OnExit};
+use crate::poll::{Budget, Poll};
 use crate::slots::{MAX_SLOTS, NONE, Phase, Work};
 use crate::tasks::{EntryPhase, Tasks};
 use crate::{Completion, Exit, HostOp, Progress, Reactor, Task, TaskId, Turn};
@@ -17,16 +18,21 @@ pub(crate) struct Schedule<E: Engine> {
     pub(crate) engine: E,
     mailbox: Arc<Mailbox>,
     messages: Vec<Message>,
+    /// Entries that want to be looked at in the next pass.
+    polled: Vec<u32>,
+    budget: Budget,
     stopping: bool,
 }
 
 impl<E: Engine> Schedule<E> {
-    pub(crate) fn new(engine: E, mailbox: Arc<Mailbox>) -> Self {
+    pub(crate) fn new(engine: E, mailbox: Arc<Mailbox>, poll: Poll) -> Self {
         Self {
             tasks: Tasks::new(),
             engine,
             mailbox,
             messages: Vec::new(),
+            polled: Vec::new(),
+            budget: Budget::new(poll),
             stopping: false,
         }
     }
@@ -50,12 +56,22 @@ impl<E: Engine> Schedule<E> {
             return;
         }
         let wait = self.wait_limit();
-        self.engine.wait(&mut self.tasks, wait);
+        if wait != Wait::No && self.budget.is_adaptive() {
+            let asleep = self.engine.now();
+            self.engine.wait(&mut self.tasks, wait);
+            self.budget.slept(self.engine.now().saturating_sub(asleep));
+        } else {
+            self.engine.wait(&mut self.tasks, wait);
+        }
         self.depart();
     }
 
     fn wait_limit(&self) -> Wait {
-        if !self.tasks.ready.is_empty() || !self.tasks.drained.is_empty() || self.mailbox.is_notified() {
+        if !self.tasks.ready.is_empty()
+            || !self.polled.is_empty()
+            || !self.tasks.drained.is_empty()
+            || self.mailbox.is_notified()
+        {
             return Wait::No;
         }
         self.tasks.next_deadline().map_or(Wait::Forever, Wait::Until)
@@ -71,6 +87,7 @@ impl<E: Engine> Schedule<E> {
             let now = self.engine.now();
             self.tasks.expire(now);
         }
+        self.look_again();
         for _ in 0..self.tasks.ready.len() {
             if let Some(index) = self.tasks.ready.pop_front() {
                 self.turn(index);
@@ -79,17 +96,37 @@ impl<E: Engine> Schedule<E> {
         self.depart();
     }
 
+    /// Gives a turn to those who want to be looked at. Once the budget is spent, it is the turn in which they arm.
+    #[inline]
+    fn look_again(&mut self) {
+        if self.polled.is_empty() {
+            return;
+        }
+        if self.tasks.ready.is_empty() {
+            self.budget.found_nothing(|| self.engine.now());
+        }
+        for index in self.polled.drain(..) {
+            self.tasks.make_ready(index);
+        }
+    }
+
     fn turn(&mut self, index: u32) {
         let stopping = self.tasks.entry(index).phase == EntryPhase::Stopping;
         let Some(mut task) = self.tasks.begin_turn(index) else {
             return;
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| task.turn(&mut Turn::new(self, stopping))));
+        let polling = self.budget.allows();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            task.turn(&mut Turn::new(self, stopping).with_polling(polling))
+        }));
         match outcome {
             Ok(progress) => {
                 self.tasks.end_turn(index, task, progress == Progress::More);
-                if progress == Progress::Finished {
-                    self.leave(index, None);
+                match progress {
+                    Progress::Idle => {}
+                    Progress::More => self.budget.found(),
+                    Progress::Polling => self.polled.push(index),
+                    Progress::Finished => self.leave(index, None),
                 }
             }
             Err(panic) => self.fail(index, task, panic_text(&*panic)),

@@ -140,6 +140,23 @@ pub(crate) fn execute(fd: RawFd, kind: OpKind, buffers: &IoBuffers) -> i64 {
     }
 }
 
+/// Keeps the calling thread on one CPU.
+pub(crate) fn pin(cpu: u16) -> io::Result<()> {
+    let refused = || io::Error::from_raw_os_error(libc::EINVAL);
+    // SAFETY: all zeroes is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    if usize::from(cpu) >= size_of::<libc::cpu_set_t>() * 8 {
+        return Err(refused());
+    }
+    // SAFETY: the index is inside the set.
+    unsafe { libc::CPU_SET(usize::from(cpu), &mut set) };
+    // SAFETY: the call reads one live set.
+    match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// An epoll instance.
 pub(crate) struct EpollFd(OwnedFd);
 

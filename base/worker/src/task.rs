@@ -11,6 +11,8 @@ pub enum Progress {
     Idle,
     /// The budget is spent and there is more: call again soon.
     More,
+    /// Nothing was found, and nothing will say when there is something: look again. Only while [`Turn::polling`].
+    Polling,
     /// The task is done of its own accord (or, when stopping, nothing is in flight any more): take it off.
     Finished,
 }
@@ -22,6 +24,8 @@ pub trait Task: Send + std::any::Any {
 
     /// Does a bounded amount of work and never blocks. When [`Turn::stopping`] is true it takes nothing new, and answers
     /// [`Progress::Finished`] once nothing is in flight. Before it answers [`Progress::Idle`] it takes every completion.
+    /// While [`Turn::polling`], a task that has found something answers [`Progress::More`], and one that has not
+    /// [`Progress::Polling`], without asking anybody to notify it; tasks that only wait for completions may idle.
     fn turn(&mut self, turn: &mut Turn<'_>) -> Progress;
 }
 

@@ -28,12 +28,27 @@ pub trait Reactor {
 pub struct Turn<'a> {
     reactor: &'a mut dyn Reactor,
     stopping: bool,
+    polling: bool,
 }
 
 impl<'a> Turn<'a> {
     /// For reactors and test rigs.
     pub fn new(reactor: &'a mut dyn Reactor, stopping: bool) -> Self {
-        Self { reactor, stopping }
+        Self {
+            reactor,
+            stopping,
+            polling: false,
+        }
+    }
+
+    /// The worker looks again instead of sleeping, if the task wants it.
+    pub fn with_polling(self, polling: bool) -> Self {
+        Self { polling, ..self }
+    }
+
+    /// True if the worker will look again soon: see [`Progress::Polling`](crate::Progress::Polling). Never while stopping.
+    pub fn polling(&self) -> bool {
+        self.polling && !self.stopping
     }
 
     /// True once the task has been asked to stop: take nothing new, drain, then answer `Finished`.

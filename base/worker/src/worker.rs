@@ -7,7 +7,7 @@ use crate::epoll::Epoll;
 use crate::mailbox::Mailbox;
 use crate::schedule::{Schedule, panic_text};
 use crate::uring::Uring;
-use crate::{Exit, Task, TaskId};
+use crate::{Exit, Poll, Task, TaskId, sys};
 
 /// Which reactor a worker uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -21,6 +21,17 @@ pub enum ReactorKind {
     Epoll,
 }
 
+/// How a worker runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerOptions {
+    /// What it waits with.
+    pub reactor: ReactorKind,
+    /// What it does when there is nothing to do.
+    pub poll: Poll,
+    /// The only CPU that its thread runs on; any, without.
+    pub cpu: Option<u16>,
+}
+
 /// Why a worker could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -31,6 +42,16 @@ pub enum WorkerError {
         reactor: &'static str,
         /// The worker's name.
         name: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The thread may not run on its CPU.
+    #[error("cannot run worker {name:?} on CPU {cpu}: {source}")]
+    Cpu {
+        /// The worker's name.
+        name: String,
+        /// The CPU.
+        cpu: u16,
         /// The system's reason.
         source: std::io::Error,
     },
@@ -54,7 +75,16 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a thread of that name (at most 15 bytes are shown by the system).
-    pub fn start(name: &str, kind: ReactorKind) -> Result<Self, WorkerError> {
+    pub fn start(name: &str, reactor: ReactorKind) -> Result<Self, WorkerError> {
+        let options = WorkerOptions {
+            reactor,
+            ..WorkerOptions::default()
+        };
+        Self::start_with(name, options)
+    }
+
+    /// As [`start`](Self::start), with everything said.
+    pub fn start_with(name: &str, options: WorkerOptions) -> Result<Self, WorkerError> {
         let thread_error = |source| WorkerError::Thread {
             name: name.to_owned(),
             source,
@@ -64,7 +94,7 @@ impl Worker {
         let (of_thread, name_of_thread) = (mailbox.clone(), name.to_owned());
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || thread_main(&name_of_thread, kind, &of_thread, &sender))
+            .spawn(move || thread_main(&name_of_thread, options, &of_thread, &sender))
             .map_err(thread_error)?;
         let started = receiver.recv().unwrap_or_else(|_| {
             Err(WorkerError::Thread {
@@ -109,19 +139,27 @@ impl Drop for Worker {
 
 type Started = mpsc::SyncSender<Result<ReactorKind, WorkerError>>;
 
-fn thread_main(name: &str, kind: ReactorKind, mailbox: &Arc<Mailbox>, started: &Started) {
+fn thread_main(name: &str, options: WorkerOptions, mailbox: &Arc<Mailbox>, started: &Started) {
     let failed = |reactor, source| WorkerError::Reactor {
         reactor,
         name: name.to_owned(),
         source,
     };
-    if kind != ReactorKind::Epoll {
+    if let Some(cpu) = options.cpu
+        && let Err(source) = sys::pin(cpu)
+    {
+        let name = name.to_owned();
+        let _ = started.send(Err(WorkerError::Cpu { name, cpu, source }));
+        return;
+    }
+    let WorkerOptions { reactor, poll, .. } = options;
+    if reactor != ReactorKind::Epoll {
         match Uring::new(mailbox.fd()) {
             Ok(engine) => {
                 let _ = started.send(Ok(ReactorKind::Uring));
-                return run(engine, mailbox);
+                return run(engine, mailbox, poll);
             }
-            Err(error) if kind == ReactorKind::Uring => {
+            Err(error) if reactor == ReactorKind::Uring => {
                 let _ = started.send(Err(failed("io_uring", error)));
                 return;
             }
@@ -131,7 +169,7 @@ fn thread_main(name: &str, kind: ReactorKind, mailbox: &Arc<Mailbox>, started: &
     match Epoll::new(name, mailbox.fd()) {
         Ok(engine) => {
             let _ = started.send(Ok(ReactorKind::Epoll));
-            run(engine, mailbox);
+            run(engine, mailbox, poll);
         }
         Err(error) => {
             let _ = started.send(Err(failed("epoll", error)));
@@ -140,8 +178,8 @@ fn thread_main(name: &str, kind: ReactorKind, mailbox: &Arc<Mailbox>, started: &
 }
 
 /// Runs the loop to its end. Whatever happens, every task's exit callback is called.
-fn run<E: Engine>(engine: E, mailbox: &Arc<Mailbox>) {
-    let mut schedule = Schedule::new(engine, mailbox.clone());
+fn run<E: Engine>(engine: E, mailbox: &Arc<Mailbox>, poll: Poll) {
+    let mut schedule = Schedule::new(engine, mailbox.clone(), poll);
     let reason = match catch_unwind(AssertUnwindSafe(|| schedule.run())) {
         Ok(()) => "the worker has stopped".to_owned(),
         Err(panic) => {

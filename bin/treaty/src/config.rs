@@ -4,7 +4,17 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use serde::de::DeserializeOwned;
-use treaty_plan::from_flag;
+use treaty_plan::{PollChoice, from_flag};
+
+/// The text of `--poll`.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PollFlag {
+    /// off, adaptive or always.
+    pub mode: PollChoice,
+    /// The longest that an adaptive worker looks on, in microseconds.
+    pub us: Option<u32>,
+}
 
 /// Reads a TOML file. Errors say the line, the field and what is allowed.
 pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {

@@ -46,11 +46,13 @@ pub struct Args {
     #[arg(long, value_name = "TARGET")]
     serial: Option<String>,
     /// A virtio disk (repeatable): path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,block-size=512|4096]
-    /// [,queues=N][,transport=pci|mmio][,ring=split|packed]
+    /// [,queues=N][,transport=pci|mmio][,ring=split|packed][,workers=N][,cpus=C:..][,worker-map=W:..][,poll=off|adaptive|always]
+    /// [,poll-us=N]
     #[arg(long = "disk", value_name = "KEY=VALUE,...")]
     disks: Vec<String>,
     /// A virtio network card (repeatable): tap=NAME, user, or socket=PATH; then [,mac=xx:xx:xx:xx:xx:xx][,queues=N]
-    /// [,mtu=N][,transport=pci|mmio][,ring=split|packed]
+    /// [,mtu=N][,transport=pci|mmio][,ring=split|packed][,workers=N][,cpus=C:..][,worker-map=W:..][,poll=off|adaptive|always]
+    /// [,poll-us=N]
     #[arg(long = "net", value_name = "BACKEND,...")]
     nets: Vec<String>,
     /// A virtio entropy source; may be followed by =transport=pci|mmio,ring=split|packed
@@ -60,6 +62,10 @@ pub struct Args {
     /// [,transport=pci|mmio][,ring=split|packed]. Ports with the same transport and ring share a device.
     #[arg(long = "console", value_name = "TARGET,...")]
     consoles: Vec<String>,
+    /// What worker threads do when there is nothing to do: off (sleep), adaptive (look on for at most so many microseconds, as
+    /// long as that pays) or always (never sleep) [default: off]
+    #[arg(long, value_name = "off|adaptive[,us=N]|always")]
+    poll: Option<String>,
     /// Answer the control API (`treaty ctl`) on this Unix socket.
     #[arg(long, value_name = "PATH")]
     api: Option<PathBuf>,
@@ -85,6 +91,10 @@ impl Args {
             parse("--serial", self.serial, |text| text.parse())?,
         );
         plan.hugepages |= self.hugepages;
+        if let Some(text) = &self.poll {
+            let flag: config::PollFlag = config::device("--poll", text, Some("mode"))?;
+            (plan.poll, plan.poll_us) = (Some(flag.mode), flag.us);
+        }
         plan.disks.extend(devices("--disk", &self.disks, None)?);
         plan.nets.extend(devices("--net", &self.nets, None)?);
         plan.consoles

@@ -9,9 +9,9 @@ use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use treaty_catalog::{CharContext, Opened, WorkerPool};
 use treaty_listen::Listener;
-use treaty_plan::{ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan};
+use treaty_plan::{ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan, WorkersPlan};
 use treaty_vhost_backend::{Endpoint, Stop, serve};
-use treaty_worker::ReactorKind;
+use treaty_worker::{Poll, ReactorKind};
 
 use crate::config;
 use crate::output::LogLevel;
@@ -40,17 +40,21 @@ enum Device {
     Blk {
         #[command(flatten)]
         socket: Socket,
-        /// path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,queues=N]
+        /// path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,queues=N]; or format=null,size=SIZE
         #[arg(long, value_name = "KEY=VALUE,...")]
         disk: String,
+        #[command(flatten)]
+        workers: Workers,
     },
     /// A network card. QEMU: -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
     Net {
         #[command(flatten)]
         socket: Socket,
-        /// tap=NAME, user, or socket=PATH; then [,queues=N]
+        /// tap=NAME, user, socket=PATH, or for measuring null or loopback; then [,queues=N]
         #[arg(long, value_name = "BACKEND,...")]
         net: String,
+        #[command(flatten)]
+        workers: Workers,
     },
     /// An entropy source. QEMU: -device vhost-user-rng-pci,chardev=c0
     Rng {
@@ -78,6 +82,35 @@ struct Socket {
     /// Use a descriptor that the parent has opened: a listening socket.
     #[arg(long, value_name = "N", conflicts_with = "socket")]
     fd: Option<RawFd>,
+}
+
+/// The threads that run a device's virtqueues; in a file, fields of `disk` and `net`.
+#[derive(clap::Args)]
+struct Workers {
+    /// Worker threads: COUNT [default: one for each virtqueue], the CPU that each is kept on (cpus=0:1), and which of them runs each
+    /// virtqueue (map=0:0:1:1) [default: in turn]. A card's virtqueues are receive 0, transmit 0, receive 1, ...
+    #[arg(long, value_name = "COUNT[,cpus=C:..][,map=W:..]")]
+    workers: Option<String>,
+    /// When there is nothing to do: off (sleep), adaptive (look on for at most so many microseconds, as long as that pays) or
+    /// always (never sleep) [default: adaptive,us=32]
+    #[arg(long, value_name = "off|adaptive[,us=N]|always")]
+    poll: Option<String>,
+}
+
+impl Workers {
+    fn plan(&self) -> anyhow::Result<WorkersPlan> {
+        let mut plan: WorkersPlan = match &self.workers {
+            Some(text) => text
+                .parse()
+                .map_err(|error| anyhow::anyhow!("--workers {text}: {error}"))?,
+            None => WorkersPlan::default(),
+        };
+        if let Some(text) = &self.poll {
+            let flag: config::PollFlag = config::device("--poll", text, Some("mode"))?;
+            (plan.poll, plan.poll_us) = (Some(flag.mode), flag.us);
+        }
+        Ok(plan)
+    }
 }
 
 /// The first descriptor that systemd passes.
@@ -149,12 +182,18 @@ pub fn main(args: Args, log: LogLevel) -> anyhow::Result<u8> {
 
 fn from_flags(device: Device, chars: &CharContext) -> anyhow::Result<Ready> {
     let (socket, opened) = match device {
-        Device::Blk { socket, disk } => {
-            let plan: DiskPlan = config::device("--disk", &disk, None)?;
+        Device::Blk {
+            socket,
+            disk,
+            workers,
+        } => {
+            let mut plan: DiskPlan = config::device("--disk", &disk, None)?;
+            plan.set_workers(&workers.plan()?);
             (socket, open(Served::Disk(&plan), "", chars)?)
         }
-        Device::Net { socket, net } => {
-            let plan: NetPlan = config::device("--net", &net, None)?;
+        Device::Net { socket, net, workers } => {
+            let mut plan: NetPlan = config::device("--net", &net, None)?;
+            plan.set_workers(&workers.plan()?);
             (socket, open(Served::Net(&plan), "", chars)?)
         }
         Device::Rng { socket } => (socket, open(Served::Rng, "", chars)?),
@@ -211,7 +250,10 @@ fn obey_signals(stop: Stop, mut log: LogLevel) -> anyhow::Result<()> {
 fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<u8> {
     thread::scope(|scope| {
         let serve_one = |Ready { opened, endpoint }| {
-            let mut pool = WorkerPool::new(ReactorKind::Auto);
+            let usual = Poll::Adaptive {
+                max_us: Poll::USUAL_MAX_US,
+            };
+            let mut pool = WorkerPool::new(ReactorKind::Auto, usual);
             let mut built = opened.build(&mut pool)?;
             let name = opened.name();
             serve(endpoint, &mut *built.device, stop).with_context(|| name.to_owned())

@@ -71,6 +71,7 @@ impl BlkQueue {
 
 impl QueueTask for BlkQueue {
     fn turn(&mut self, turn: &mut Turn<'_>) -> Progress {
+        let before = self.queue.moved();
         self.reap(turn);
         if !turn.stopping() {
             self.queue.disarm();
@@ -87,6 +88,7 @@ impl QueueTask for BlkQueue {
             Pause::CapReached => Progress::Idle,
             Pause::RingEmpty if turn.stopping() && self.queue.in_flight() == 0 => Progress::Finished,
             Pause::RingEmpty if turn.stopping() => Progress::Idle,
+            Pause::RingEmpty if turn.polling() => self.queue.look_again(before),
             Pause::RingEmpty if self.queue.arm() => Progress::More,
             Pause::RingEmpty => Progress::Idle,
         }

@@ -1,6 +1,8 @@
+use std::sync::Arc;
+
 use treaty_device_blk::{Blk, BlkConfig, Serial};
 use treaty_plan::{DiskFormat, DiskPlan};
-use treaty_storage::{Format, OpenOptions};
+use treaty_storage::{BlockImage, Format, NullImage, OpenOptions, StorageError};
 
 use crate::error::named;
 use crate::{Built, CatalogError, Opened};
@@ -8,15 +10,8 @@ use crate::{Built, CatalogError, Opened};
 /// A disk over the image that the plan names. The image stays locked until the last use of it is gone.
 pub fn disk(name: &str, plan: &DiskPlan) -> Result<Opened, CatalogError> {
     let of_device = name.to_owned();
-    let image = treaty_storage::open(&OpenOptions {
-        path: plan.path.clone(),
-        format: match plan.format {
-            DiskFormat::Raw => Format::Raw,
-        },
-        read_only: plan.readonly,
-        direct: plan.direct,
-    })
-    .map_err(named(name))?;
+    let image = open(plan).map_err(named(name))?;
+    let workers = plan.workers();
     let config = BlkConfig {
         queues: plan.queues,
         serial: Serial::new(plan.serial.as_deref().unwrap_or_default()).map_err(named(name))?,
@@ -26,7 +21,7 @@ pub fn disk(name: &str, plan: &DiskPlan) -> Result<Opened, CatalogError> {
     };
     Ok(Opened::new(name, move |pool| {
         let workers = pool
-            .per_queue(&of_device, config.queues)
+            .for_queues(&of_device, config.queues, &workers)
             .map_err(named(&of_device))?;
         let device = Blk::new(config.clone(), image.clone(), workers).map_err(named(&of_device))?;
         Ok(Built {
@@ -34,4 +29,22 @@ pub fn disk(name: &str, plan: &DiskPlan) -> Result<Opened, CatalogError> {
             device: Box::new(device),
         })
     }))
+}
+
+fn open(plan: &DiskPlan) -> Result<Arc<dyn BlockImage>, StorageError> {
+    let format = match plan.format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Null => {
+            let blocks = plan.size.map_or(0, |size| size.bytes() / 512);
+            return Ok(Arc::new(NullImage::new(
+                u32::try_from(blocks).unwrap_or(u32::MAX),
+            )));
+        }
+    };
+    treaty_storage::open(&OpenOptions {
+        path: plan.path.clone(),
+        format,
+        read_only: plan.readonly,
+        direct: plan.direct,
+    })
 }

@@ -29,7 +29,7 @@ pub use disk::disk;
 pub use error::CatalogError;
 pub use net::net;
 pub use rng::rng;
-pub use workers::WorkerPool;
+pub use workers::{WorkerPool, poll_of};
 
 use treaty_virtio_device::{DeviceCounters, VirtioDevice};
 

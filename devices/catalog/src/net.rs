@@ -2,8 +2,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use treaty_device_net::{Net, NetConfig};
 use treaty_net::{
-    BackendError, Capabilities, Offloads, PacketBackend, PacketReceiver, PacketSender, Socket, Tap, User,
-    UserOptions,
+    BackendError, Capabilities, Loopback, Null, Offloads, PacketBackend, PacketReceiver, PacketSender,
+    Socket, Tap, User, UserOptions,
 };
 use treaty_plan::{NetBackend, NetPlan};
 
@@ -18,9 +18,11 @@ pub fn net(name: &str, plan: &NetPlan) -> Result<Opened, CatalogError> {
     if let Ok(Some(given)) = plan.mac_bytes() {
         let _first = address.set(given);
     }
-    let (mtu, pairs) = (plan.mtu, plan.queues);
+    let (mtu, virtqueues, workers) = (plan.mtu, plan.virtqueues(), plan.workers());
     Ok(Opened::new(name, move |pool| {
-        let workers = pool.per_queue(&of_device, pairs * 2).map_err(named(&of_device))?;
+        let workers = pool
+            .for_queues(&of_device, virtqueues, &workers)
+            .map_err(named(&of_device))?;
         let config = NetConfig {
             mac: address.get().copied(),
             mtu,
@@ -45,7 +47,9 @@ fn open(plan: &NetPlan) -> Result<Box<dyn PacketBackend>, BackendError> {
             Box::new(User::start(&options)?)
         }
         Some(NetBackend::Socket(path)) => Box::new(Socket::shared(&path)?),
-        None => return Err(BackendError::Refused("name one of tap, user and socket".into())),
+        Some(NetBackend::Null) => Box::new(Null::new(plan.queues)),
+        Some(NetBackend::Loopback) => Box::new(Loopback::echo(plan.queues)?),
+        None => return Err(BackendError::Refused("name one back-end".into())),
     })
 }
 

@@ -332,11 +332,13 @@ impl QueueTask for ReceiveQueue {
         if turn.stopping() {
             return self.drain();
         }
+        let before = self.queue.moved();
         self.queue.disarm();
         let pause = self.serve(turn.now());
         self.queue.publish();
         match pause {
             Pause::BudgetSpent => Progress::More,
+            Pause::NoBuffer | Pause::HostEmpty if turn.polling() => self.queue.look_again(before),
             Pause::NoBuffer if self.queue.arm() => Progress::More,
             Pause::NoBuffer => Progress::Idle,
             Pause::HostEmpty => {

@@ -188,11 +188,13 @@ impl QueueTask for TransmitQueue {
             // The host will say when it has room; doorbells do not make it come sooner.
             return Progress::Idle;
         }
+        let before = self.queue.moved();
         self.queue.disarm();
         let pause = self.serve();
         self.queue.publish();
         match pause {
             Pause::BudgetSpent => Progress::More,
+            Pause::RingEmpty if turn.polling() => self.queue.look_again(before),
             Pause::RingEmpty if self.queue.arm() => Progress::More,
             Pause::RingEmpty => Progress::Idle,
             Pause::HostFull => {

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use treaty_memory::GuestMemory;
 use treaty_virtio_ring::{Burst, Chain, DeviceRing, Head, QueueState, RingConfig};
+use treaty_worker::Progress;
 
 use crate::log::Recorder;
 use crate::{DeviceEvents, Doorbell, Interrupt, QueueCounters, QueueLog, QueueMemory, StartError};
@@ -17,6 +18,8 @@ pub struct DeviceQueue {
     events: DeviceEvents,
     counters: Arc<QueueCounters>,
     unpublished: bool,
+    /// The driver may have been asked for doorbells.
+    armed: bool,
     recorder: Option<Box<Recorder>>,
 }
 
@@ -58,6 +61,7 @@ impl DeviceQueue {
             events,
             counters,
             unpublished: false,
+            armed: true,
             recorder: None,
         })
     }
@@ -163,8 +167,27 @@ impl DeviceQueue {
         }
     }
 
+    /// Grows whenever a chain is taken or completed.
+    #[inline]
+    pub fn moved(&self) -> u64 {
+        let counters = &*self.counters;
+        counters.chains.get().wrapping_add(counters.completed.get())
+    }
+
+    /// What a task answers that polls instead of [arming](Self::arm); `before` is [`moved`](Self::moved) when its turn
+    /// began.
+    #[inline]
+    pub fn look_again(&self, before: u64) -> Progress {
+        if self.moved() == before {
+            Progress::Polling
+        } else {
+            Progress::More
+        }
+    }
+
     /// Asks for doorbells, then looks once more: if true there is work and the task must not idle.
     pub fn arm(&mut self) -> bool {
+        self.armed = true;
         let more = self.ring.arm();
         self.ring_written();
         more
@@ -177,9 +200,12 @@ impl DeviceQueue {
     }
 
     /// Asks for no doorbells while the task runs.
+    #[inline]
     pub fn disarm(&mut self) {
-        self.ring.disarm();
-        self.ring_written();
+        if std::mem::take(&mut self.armed) {
+            self.ring.disarm();
+            self.ring_written();
+        }
     }
 
     /// Chains fetched and not completed, including those not handed out yet.

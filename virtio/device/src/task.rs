@@ -4,7 +4,8 @@ use treaty_worker::{Progress, Turn};
 /// One queue's loop, owned by exactly one worker.
 ///
 /// The pattern of a turn: reap host completions; unless stopping, disarm the ring, take bursts until the budget is spent
-/// or the ring is empty; publish once; then, when nothing is left, arm and look again.
+/// or the ring is empty; publish once; then, when nothing is left, arm and look again, or, while [`Turn::polling`], only
+/// look again.
 /// A ring violation is reported by [`DeviceQueue`](crate::DeviceQueue) itself; the task then only drains.
 pub trait QueueTask: Send + 'static {
     /// Called once on the worker's thread. The queue's doorbell is watched already.

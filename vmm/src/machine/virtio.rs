@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use treaty_bus::Ticket;
-use treaty_catalog::{Built, WorkerPool};
+use treaty_catalog::{Built, WorkerPool, poll_of};
 use treaty_pci::{BarAllocator, PciDevice, SLOT_COUNT};
 use treaty_tables::MmioDevice;
 use treaty_virtio_device::{DeviceCounters, VirtioDevice};
@@ -65,7 +65,8 @@ pub(super) fn add(build: &mut Build<'_>, slots: &[Slot]) -> Result<Vec<Attached>
 }
 
 fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Attached, BuildError> {
-    let mut workers = WorkerPool::new(ReactorKind::Auto);
+    let poll = poll_of(build.plan.poll, build.plan.poll_us).unwrap_or_default();
+    let mut workers = WorkerPool::new(ReactorKind::Auto, poll);
     let Built { device, counters } = slot.opened.build(&mut workers)?;
     let name = slot.opened.name();
     let offer = RingOffer {

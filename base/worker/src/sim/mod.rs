@@ -13,9 +13,9 @@ use std::sync::Arc;
 pub use engine::Faults;
 pub use random::Random;
 
-use crate::WorkerHandle;
 use crate::mailbox::Mailbox;
 use crate::schedule::Schedule;
+use crate::{Poll, WorkerHandle};
 use engine::SimEngine;
 
 /// Passes of the loop in one [`Sim::run_until_quiet`]; more is a task that never rests.
@@ -36,7 +36,7 @@ impl Sim {
         let mailbox = Arc::new(Mailbox::new("sim").expect("an eventfd"));
         let engine = SimEngine::new(seed, faults);
         Self {
-            schedule: Schedule::new(engine, mailbox.clone()),
+            schedule: Schedule::new(engine, mailbox.clone(), Poll::Off),
             mailbox,
         }
     }
