@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::apt::{self, Apt};
 use crate::guest::Kernel;
 use crate::modules::Modules;
+use crate::tree::Tree;
 use crate::{exec, initramfs, kernel, tools};
 
 /// Changes with what is fetched and how it is unpacked, so that a directory of an older recipe is made anew.
@@ -93,17 +94,13 @@ impl Cache {
     }
 
     /// The tree of trixie's QEMU, with its own C library.
-    pub fn tree(&self) -> PathBuf {
-        self.dir.join("tree")
+    pub fn tree(&self) -> Tree {
+        Tree::new(self.dir.join("tree"))
     }
 
     /// The static busybox.
     pub fn busybox(&self) -> Result<PathBuf> {
-        let tree = self.tree();
-        let found = ["usr/bin/busybox", "bin/busybox"]
-            .iter()
-            .map(|p| tree.join(p))
-            .find(|p| p.is_file());
+        let found = self.tree().program("busybox");
         found.context("the lab has no busybox: delete its directory and build it again")
     }
 
@@ -133,7 +130,7 @@ impl Cache {
         let debs = apt.fetch_closure("trixie", &wanted, &self.dir.join("debs/tree"))?;
         say(&format!("unpacking {} packages", debs.len()));
         for deb in &debs {
-            apt::unpack(deb, &self.tree())?;
+            apt::unpack(deb, self.tree().root())?;
         }
         self.check_qemu()?;
         for kernel in Kernel::ALL {
@@ -166,37 +163,13 @@ impl Cache {
     }
 
     fn check_qemu(&self) -> Result<()> {
-        let text = exec::run(self.tree_command("qemu-system-x86_64").arg("--version"))?;
+        let text = exec::run(self.tree().command("qemu-system-x86_64").arg("--version"))?;
         let version = text.split_whitespace().nth(3).unwrap_or_default().to_owned();
         ensure!(
             version.starts_with(QEMU_SERIES),
             "the lab needs QEMU {QEMU_SERIES}x and got {version:?}"
         );
         Ok(())
-    }
-
-    /// A command that runs `program` of the tree with the tree's own loader and libraries.
-    pub fn tree_command(&self, program: &str) -> std::process::Command {
-        let tree = self.tree();
-        let usr = tree.join("usr");
-        let path = ["bin", "sbin"]
-            .iter()
-            .map(|d| usr.join(d).join(program))
-            .find(|p| p.is_file());
-        let mut command = std::process::Command::new(self.tree_loader());
-        command.arg("--library-path").arg(self.tree_libraries());
-        command.arg(path.unwrap_or_else(|| usr.join("bin").join(program)));
-        command
-    }
-
-    /// The tree's dynamic loader.
-    pub fn tree_loader(&self) -> PathBuf {
-        self.tree().join("usr/lib64/ld-linux-x86-64.so.2")
-    }
-
-    /// The tree's libraries.
-    pub fn tree_libraries(&self) -> PathBuf {
-        self.tree().join("usr/lib/x86_64-linux-gnu")
     }
 }
 

@@ -108,11 +108,11 @@ fn add_ext4_tools(archive: &mut Archive, cache: &Cache) -> Result<()> {
     }
     let mut libraries = std::collections::BTreeSet::new();
     for (tool, name) in [("mke2fs", "mkfs.ext4"), ("e2fsck", "e2fsck")] {
-        let path = cache.tree().join("usr/sbin").join(tool);
+        let path = cache.tree().root().join("usr/sbin").join(tool);
         archive.file(&format!("bin/{name}"), 0o755, &fs::read(&path)?);
-        let mut list = Command::new(cache.tree_loader());
+        let mut list = Command::new(cache.tree().loader());
         list.arg("--library-path")
-            .arg(cache.tree_libraries())
+            .arg(cache.tree().libraries())
             .arg("--list")
             .arg(&path);
         let text = exec::run(&mut list).context("cannot list the libraries of mke2fs")?;
@@ -121,7 +121,7 @@ fn add_ext4_tools(archive: &mut Archive, cache: &Cache) -> Result<()> {
             .filter_map(|line| line.split_once("=> ")?.1.split_whitespace().next());
         libraries.extend(found.map(str::to_owned));
     }
-    let loader = cache.tree_loader();
+    let loader = cache.tree().loader();
     archive.file("lib64/ld-linux-x86-64.so.2", 0o755, &fs::read(&loader)?);
     for library in libraries {
         let path = Path::new(&library);
@@ -134,7 +134,7 @@ fn add_ext4_tools(archive: &mut Archive, cache: &Cache) -> Result<()> {
             .to_string_lossy();
         archive.file(&format!("lib/x86_64-linux-gnu/{name}"), 0o644, &fs::read(path)?);
     }
-    let config = cache.tree().join("etc/mke2fs.conf");
+    let config = cache.tree().root().join("etc/mke2fs.conf");
     archive.file("etc/mke2fs.conf", 0o644, &fs::read(&config)?);
     Ok(())
 }

@@ -9,7 +9,7 @@
 //!
 //! Without KVM and L1: a guest of QEMU on the host itself, with `treaty serve` behind its devices ([`VhostTest`]).
 //!
-//! Owns: fetching and unpacking the packages ([`Cache`]), the two initramfs images, booting L1 ([`Lab`]), running
+//! Owns: fetching and unpacking the packages ([`Cache`], [`peers`]), the two initramfs images, booting L1 ([`Lab`]), running
 //! guests in it and judging them ([`GuestTest`]), building and reading the probe ([`build_probe`]), and the suite of tests that need a real Linux guest ([`suite`]).
 //!
 //! Must not know: how the monitor works; it uses the `treaty` program as an operator would.
@@ -24,10 +24,12 @@ mod initramfs;
 mod kernel;
 mod l1;
 mod modules;
+pub mod peers;
 mod probe;
 mod qemu;
 pub mod suite;
 mod tools;
+mod tree;
 mod tsc;
 mod vhost;
 
@@ -38,4 +40,5 @@ pub use guest::{Expect, Guest, GuestTest, Image, Kernel};
 pub use l1::{L1Script, Lab, Outcome, Place};
 pub use probe::{PROBE_PASSED, ProbeFigures, ProbeMachine, ProbeReport, build_probe, probe_cargo};
 pub use tools::ensure_host_tools;
+pub use tree::Tree;
 pub use vhost::{Served, VhostTest};

@@ -54,12 +54,8 @@ pub const PROBE_PASSED: i32 = 0x21;
 impl ProbeMachine<'_> {
     /// The command, without any device but the console and the exit port.
     pub fn command(&self, cache: &Cache, elf: &Path) -> Command {
-        let usr = cache.tree().join("usr");
-        let mut qemu = cache.tree_command("qemu-system-x86_64");
-        qemu.env("QEMU_MODULE_DIR", cache.tree_libraries().join("qemu"));
-        qemu.arg("-L").arg(usr.join("share/qemu"));
-        qemu.arg("-L").arg(usr.join("share/seabios"));
-        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        let mut qemu = cache.tree().qemu();
+        qemu.arg("-no-reboot");
         qemu.args(["-serial", "stdio", "-m", "128", "-M", self.machine]);
         // Where KVM is itself virtual, arch-capabilities cannot be set.
         qemu.args(match self.kvm {

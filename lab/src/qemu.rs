@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::cache::Cache;
 use crate::guest::Kernel;
+use crate::tree::Tree;
 use crate::tsc;
 
 /// Memory of L1 in MiB.
@@ -16,7 +17,7 @@ const CPUS: u32 = 2;
 
 /// The command that boots L1 with `share` as its place for results. Its console is the command's standard output.
 pub fn command(cache: &Cache, share: &Path) -> Result<Command> {
-    let mut qemu = machine(cache);
+    let mut qemu = machine(&cache.tree());
     qemu.args([
         "-M",
         "q35",
@@ -45,23 +46,9 @@ pub fn command(cache: &Cache, share: &Path) -> Result<Command> {
 }
 
 /// QEMU with its own files and without any devices; its serial console is the standard output.
-pub fn machine(cache: &Cache) -> Command {
-    let usr = cache.tree().join("usr");
-    let mut qemu = cache.tree_command("qemu-system-x86_64");
-    qemu.env("QEMU_MODULE_DIR", cache.tree_libraries().join("qemu"));
-    qemu.arg("-L")
-        .arg(usr.join("share/qemu"))
-        .arg("-L")
-        .arg(usr.join("share/seabios"));
-    qemu.args([
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-    ]);
+pub fn machine(tree: &Tree) -> Command {
+    let mut qemu = tree.qemu();
+    qemu.args(["-no-reboot", "-serial", "stdio"]);
     qemu
 }
 

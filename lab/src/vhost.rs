@@ -98,7 +98,7 @@ impl VhostTest {
         archive.extend(initramfs::guest_script(self.script));
         let initrd = dir.join("initrd");
         fs::write(&initrd, archive)?;
-        let mut command = qemu::machine(cache);
+        let mut command = qemu::machine(&cache.tree());
         command.args(["-accel", "tcg,thread=multi", "-m", "256"]);
         command.args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"]);
         command.args(["-machine", "q35,memory-backend=m"]);

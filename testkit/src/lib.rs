@@ -2,8 +2,7 @@
 //!
 //! Owns: the rigs ([`rig`]), a driver over them ([`Driver`]), the conformance suite ([`conform`]), a device to test rigs
 //! with ([`Echo`]), the independent drivers of the `virtio-drivers` crate over our rigs ([`peer`]), our own ([`ours`]),
-//! network namespaces
-//! ([`netns`]), a vhost-user front-end of single messages ([`wire`]).
+//! network namespaces ([`netns`]), how long a long test is ([`scale`]), a vhost-user front-end of single messages ([`wire`]).
 //! Must not know: device types. A device's own tests depend on this crate, never the other way round, and production code
 //! never does.
 //!
@@ -45,6 +44,7 @@ pub mod netns;
 pub mod ours;
 pub mod peer;
 pub mod rig;
+mod scale;
 mod subject;
 pub mod wire;
 
@@ -52,4 +52,5 @@ pub use conformance::{conform, conform_on};
 pub use driver::{Done, Driver, Token, WAIT_LIMIT};
 pub use echo::{Echo, EchoSubject, INVERT, NEEDS_INVERT, PANIC};
 pub use memory::{Allocator, MEMORY_LEN, guest_memory};
+pub use scale::scale;
 pub use subject::Subject;

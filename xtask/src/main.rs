@@ -7,6 +7,7 @@ mod demo;
 mod lab;
 mod layers;
 mod probe;
+mod soak;
 mod steps;
 mod test;
 mod tidy;
@@ -28,6 +29,7 @@ enum Task {
     /// Set up what is needed and show what Treaty does: the probe on this host's KVM, then a real Linux guest.
     Demo,
     Test(test::Args),
+    Soak(soak::Args),
     /// Check the rules that rustfmt and clippy do not know: sizes, markers, references, layers.
     Tidy,
     Lab(lab::Args),
@@ -48,6 +50,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Demo => demo::main(),
         Task::Test(args) => test::main(&args),
+        Task::Soak(args) => soak::main(&args),
         Task::Tidy => tidy(),
         Task::Lab(args) => lab::main(&args),
         Task::Probe(args) => probe::main(&args),

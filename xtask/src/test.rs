@@ -146,7 +146,7 @@ fn loom(log: &Logged) -> Result<End> {
 }
 
 /// Runs libtest programs by cargo, counts what they report, and prints what the failed ones said.
-fn libtest(log: &Logged, command: &Command, limit: Duration) -> Result<Count> {
+pub fn libtest(log: &Logged, command: &Command, limit: Duration) -> Result<Count> {
     let mut count = Count::default();
     let mut program = String::new();
     let mut in_failures = false;

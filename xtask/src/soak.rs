@@ -1,0 +1,65 @@
+//! `cargo xtask soak`: the long forms of tests whose samples `cargo xtask test` runs.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::cargo;
+use crate::steps::Runner;
+use crate::test::libtest;
+
+/// Run the long tests in full: hours of seeded operations, kills and cuts. They are samples in `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these.
+    #[arg(value_name = "NAME")]
+    only: Vec<String>,
+}
+
+/// A long test: how it is called here, its package, the test program in it (or `--lib`), and which of its tests.
+struct Long {
+    name: &'static str,
+    package: &'static str,
+    program: &'static str,
+    tests: &'static str,
+}
+
+const LONG: [Long; 1] = [Long {
+    name: "hostile-front-end",
+    package: "treaty-vhost-backend",
+    program: "hostile",
+    tests: "",
+}];
+
+/// Nothing here takes longer on two cores.
+const LIMIT: Duration = Duration::from_secs(4 * 3600);
+
+pub fn main(args: &Args) -> Result<()> {
+    for name in &args.only {
+        if !LONG.iter().any(|long| long.name == name) {
+            let known: Vec<&str> = LONG.iter().map(|long| long.name).collect();
+            bail!("there is no long test {name}: they are {}", known.join(", "));
+        }
+    }
+    let mut runner = Runner::new()?;
+    for long in LONG {
+        if args.only.is_empty() || args.only.iter().any(|name| name == long.name) {
+            runner.step(long.name, |log| {
+                let mut command = cargo::command();
+                command.env("TREATY_SOAK", "1");
+                command.args(["test", "--release", "--package", long.package]);
+                match long.program {
+                    "--lib" => command.arg("--lib"),
+                    program => command.args(["--test", program]),
+                };
+                command.args(["--", "--show-output", long.tests]);
+                Ok(crate::steps::End::Done(libtest(log, &command, LIMIT)?))
+            });
+        }
+    }
+    if runner.summary() {
+        Ok(())
+    } else {
+        bail!("not everything passed")
+    }
+}
