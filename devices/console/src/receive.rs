@@ -126,6 +126,16 @@ impl ReceiveQueue {
         turn.submit(HostOp::readable(fd), 0);
         self.polling = true;
     }
+
+    /// Buffers that a process which died had taken are given back empty: they are not handed out twice.
+    fn give_back(&mut self) {
+        while self.queue.fetched() > 0 {
+            if let Some(chain) = self.queue.next(1) {
+                self.queue.complete(chain.head, 0);
+            }
+        }
+        self.queue.publish();
+    }
 }
 
 impl QueueTask for ReceiveQueue {
@@ -140,6 +150,7 @@ impl QueueTask for ReceiveQueue {
             self.polling = false;
         }
         if turn.stopping() {
+            self.give_back();
             return if self.polling {
                 Progress::Idle
             } else {

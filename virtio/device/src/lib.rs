@@ -44,5 +44,7 @@ pub use set::QueueSet;
 pub use state::{RestoreError, SaveError, SavedState};
 pub use task::QueueTask;
 
-pub use treaty_virtio_ring::{Layout, QueueState, RingConfig, RingFeatures, Violation};
+pub use treaty_virtio_ring::{
+    InflightLog, Layout, QueueState, RingConfig, RingFeatures, Step, Violation, Witness, inflight_log_bytes,
+};
 pub use treaty_virtio_spec::{DeviceId, Features};

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use treaty_memory::GuestMemory;
-use treaty_virtio_ring::{Burst, Chain, DeviceRing, Head, QueueState, RingConfig};
+use treaty_virtio_ring::{
+    Burst, Chain, ConfigError, DeviceRing, Head, InflightLog, QueueState, RingConfig, Witness,
+};
 use treaty_worker::Progress;
 
 use crate::log::Recorder;
@@ -40,6 +42,23 @@ pub struct QueueParts {
 impl DeviceQueue {
     /// Starts the ring: `config` is copied and frozen. `state` is [`QueueState::fresh`] unless the queue goes on.
     pub fn start(parts: QueueParts, config: &RingConfig, state: QueueState) -> Result<Self, StartError> {
+        Self::over(parts, |memory| DeviceRing::start(memory, config, state))
+    }
+
+    /// As [`start`](Self::start), with a log of what is in flight that outlives this process; see [`DeviceRing::resume`].
+    pub fn resume(
+        parts: QueueParts,
+        config: &RingConfig,
+        state: QueueState,
+        log: InflightLog<QueueMemory>,
+    ) -> Result<Self, StartError> {
+        Self::over(parts, |memory| DeviceRing::resume(memory, config, state, log))
+    }
+
+    fn over(
+        parts: QueueParts,
+        ring: impl FnOnce(QueueMemory) -> Result<DeviceRing<QueueMemory>, ConfigError>,
+    ) -> Result<Self, StartError> {
         let QueueParts {
             index,
             memory,
@@ -47,23 +66,25 @@ impl DeviceQueue {
             interrupt,
             events,
         } = parts;
-        let ring = DeviceRing::start(QueueMemory(memory.clone()), config, state)
-            .map_err(|error| StartError::Ring(index, error))?;
-        let burst = Burst::new(config.max_chain);
-        let counters = Arc::default();
+        let ring = ring(QueueMemory(memory.clone())).map_err(|error| StartError::Ring(index, error))?;
         Ok(Self {
             index,
+            burst: Burst::new(ring.config().max_chain),
             ring,
-            burst,
             memory,
             doorbell,
             interrupt,
             events,
-            counters,
+            counters: Arc::default(),
             unpublished: false,
             armed: true,
             recorder: None,
         })
+    }
+
+    /// Lets a test see the steps of a queue that has an in-flight log.
+    pub fn watch(&mut self, witness: Box<dyn Witness>) {
+        self.ring.watch(witness);
     }
 
     /// Counts into `counters` from now on: a device keeps one set per queue over stops and resets.
@@ -112,10 +133,11 @@ impl DeviceQueue {
         Some(chain)
     }
 
-    /// Chains fetched and not yet handed out by [`next`](Self::next): a stopping task hands these out too.
+    /// Chains fetched and not yet handed out by [`next`](Self::next), now or by a process that died: a stopping task hands
+    /// these out too.
     #[inline]
     pub fn fetched(&self) -> usize {
-        self.burst.remaining()
+        self.burst.remaining() + self.ring.lost()
     }
 
     /// Once a burst: kept apart from the loops that [`next`](Self::next) is inlined into.

@@ -143,20 +143,24 @@ impl Burst {
 
     /// Chains not handed out yet. Counts them: [`is_empty`](Self::is_empty) costs less.
     pub fn remaining(&self) -> usize {
+        self.heads().count()
+    }
+
+    /// The buffer IDs of the chains not handed out yet.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = u16> {
         let mut left = self
             .slots
             .get(self.at / SLOT..self.end / SLOT)
             .unwrap_or_default();
-        let mut count = 0;
-        while let [first, rest @ ..] = left {
+        core::iter::from_fn(move || {
+            let [first, rest @ ..] = left else { return None };
             let more = match rest {
                 [second, ..] if first.high & DESC_F_NEXT != 0 => usize::from(second.low + second.high) - 1,
                 _ => 0,
             };
             left = rest.get(more..).unwrap_or_default();
-            count += 1;
-        }
-        count
+            Some(first.low)
+        })
     }
 
     /// The whole buffer, to be filled from the start. Only when it is empty.

@@ -77,6 +77,8 @@ pub enum ConfigError {
     OutsideMemory(&'static str, u64),
     /// The saved state does not fit the ring.
     State(QueueState),
+    /// The in-flight log cannot be right.
+    Log(&'static str),
 }
 
 impl fmt::Display for ConfigError {
@@ -86,6 +88,7 @@ impl fmt::Display for ConfigError {
             Self::Unaligned(area, addr) => write!(f, "{area} at {addr:#x} is not aligned"),
             Self::OutsideMemory(area, addr) => write!(f, "{area} at {addr:#x} is not inside guest memory"),
             Self::State(state) => write!(f, "saved state {state:?} does not fit the queue"),
+            Self::Log(reason) => write!(f, "the in-flight log cannot be used: {reason}"),
         }
     }
 }

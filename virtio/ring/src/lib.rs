@@ -28,7 +28,7 @@ mod violation;
 
 pub use burst::{Burst, Chain, Head, Segment};
 pub use config::{ConfigError, Layout, QueueState, RingConfig, RingFeatures};
-pub use device::DeviceRing;
+pub use device::{DeviceRing, InflightLog, Step, Witness, inflight_log_bytes};
 pub use driver::{DriverRing, Full, Used};
 pub use memory::{RawArea, RingArea, RingMemory};
 pub use violation::Violation;

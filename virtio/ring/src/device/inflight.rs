@@ -182,6 +182,12 @@ impl Order {
         (self.next - self.oldest) as usize
     }
 
+    fn slots(&self, id: usize) -> Option<u16> {
+        let number = *self.numbers.get(id)?;
+        let mask = self.places.len().wrapping_sub(1);
+        self.places.get(number as usize & mask).map(|place| place.slots)
+    }
+
     #[inline(always)]
     fn place(&mut self, number: u64) -> Option<&mut Place> {
         let mask = self.places.len().wrapping_sub(1);
@@ -321,5 +327,15 @@ impl InFlight {
         } else {
             Self::AnyOrder(Table::new(size))
         }
+    }
+
+    /// Ring slots of a chain in flight.
+    pub fn slots(&self, id: u16) -> u16 {
+        let id = usize::from(id);
+        let slots = match self {
+            Self::AnyOrder(table) => table.0.get(id).copied(),
+            Self::InOrder(order) => order.slots(id),
+        };
+        slots.unwrap_or(0)
     }
 }

@@ -1,10 +1,15 @@
 mod inflight;
+mod log;
 mod packed;
 mod split;
+
+use alloc::boxed::Box;
 
 use crate::layout::check_size;
 use crate::{BURST, Burst, ConfigError, Head, Layout, QueueState, RingConfig, RingMemory, Violation};
 use inflight::Done;
+use log::Log;
+pub use log::{InflightLog, Step, Witness, inflight_log_bytes};
 use packed::PackedDevice;
 use split::SplitDevice;
 
@@ -18,6 +23,8 @@ pub struct DeviceRing<M: RingMemory> {
     /// A violation found behind good chains, returned by the next call.
     found: Option<Violation>,
     retired: bool,
+    /// See [`resume`](Self::resume).
+    log: Option<Box<Log<M>>>,
     /// Dropped last: the areas in `half` point into it.
     memory: M,
 }
@@ -46,7 +53,8 @@ impl Limits {
     }
 }
 
-enum Half<M: RingMemory> {
+/// One of the two layouts.
+pub(crate) enum Half<M: RingMemory> {
     Split(SplitDevice<M>),
     Packed(PackedDevice<M>),
 }
@@ -85,10 +93,65 @@ impl<M: RingMemory> DeviceRing<M> {
             config: *config,
             found: None,
             retired: false,
+            log: None,
             memory,
         };
         ring.arm();
         Ok(ring)
+    }
+
+    /// As [`start`](Self::start), with an in-flight log. If the log is not a new one, the ring goes on from where the log and the
+    /// ring's own memory say that it stood, whatever `state` is: what was in flight then is taken again, in its old order, before
+    /// anything else.
+    pub fn resume(
+        memory: M,
+        config: &RingConfig,
+        state: QueueState,
+        log: InflightLog<M>,
+    ) -> Result<Self, ConfigError>
+    where
+        M: 'static,
+        M::Area: Send,
+    {
+        check_size(config)?;
+        let (log, resumed) = log::open(&memory, config, state, log)?;
+        let mut ring = Self::start(memory, config, resumed.unwrap_or(state))?;
+        ring.log = Some(Box::new(log));
+        Ok(ring)
+    }
+
+    /// Lets a test see the steps of a ring that has an in-flight log.
+    pub fn watch(&mut self, witness: Box<dyn Witness>) {
+        if let Some(log) = self.log.take() {
+            let log = log.watched(witness);
+            self.log = Some(Box::new(log));
+        }
+    }
+
+    /// Chains that were in flight when the ring's last process died and were not taken again yet.
+    #[inline]
+    pub fn lost(&self) -> usize {
+        match &self.log {
+            Some(log) if !self.retired => log.lost.len(),
+            _ => 0,
+        }
+    }
+
+    /// What was lost comes first.
+    #[inline(never)]
+    fn next_logged(&mut self, burst: &mut Burst, max: usize) -> (usize, Option<Violation>) {
+        let from = self.state();
+        let Some(log) = &mut self.log else {
+            return (0, None);
+        };
+        if !log.lost.is_empty() {
+            return log::take_again(&mut self.half, &self.memory, &mut log.lost, burst, max);
+        }
+        let taken = either!(self, half => half.next_burst(&self.memory, burst, max));
+        if taken.0 > 0 {
+            log.journal.taken(&self.half, burst, from);
+        }
+        taken
     }
 
     /// Takes up to `max` (and [`BURST`]) chains into `burst`, which must have been emptied; returns how many.
@@ -105,7 +168,11 @@ impl<M: RingMemory> DeviceRing<M> {
             return Err(violation);
         }
         let max = max.min(BURST);
-        let (count, violation) = either!(self, half => half.next_burst(&self.memory, burst, max));
+        let (count, violation) = if self.log.is_some() {
+            self.next_logged(burst, max)
+        } else {
+            either!(self, half => half.next_burst(&self.memory, burst, max))
+        };
         match violation {
             Some(violation) if count == 0 => {
                 self.retired = true;
@@ -136,6 +203,9 @@ impl<M: RingMemory> DeviceRing<M> {
     fn flush(&mut self) {
         let done = self.done.get(..self.done_count).unwrap_or_default();
         self.done_count = 0;
+        if let Some(log) = &mut self.log {
+            log.journal.given_back(done);
+        }
         either!(self, half => half.give_back(done));
     }
 
@@ -143,6 +213,12 @@ impl<M: RingMemory> DeviceRing<M> {
     /// virtio 1.3 §2.7.10, §2.8.21
     pub fn publish(&mut self) -> bool {
         self.flush();
+        if let Some(log) = &mut self.log {
+            log.journal.publishing(either!(ref self, half => half.state()));
+            let wanted = either!(self, half => half.publish(&self.memory));
+            log.journal.published();
+            return wanted;
+        }
         either!(self, half => half.publish(&self.memory))
     }
 
@@ -150,7 +226,7 @@ impl<M: RingMemory> DeviceRing<M> {
     /// caller must not sleep.
     pub fn arm(&mut self) -> bool {
         let ready = either!(self, half => half.arm(&self.memory));
-        !self.retired && (ready || self.found.is_some())
+        !self.retired && (ready || self.found.is_some() || self.lost() > 0)
     }
 
     /// Asks for no notifications: the caller polls.

@@ -76,6 +76,48 @@ impl<M: RingMemory> PackedDevice<M> {
         (count, violation)
     }
 
+    /// The ring's memory.
+    pub fn areas(&self) -> &PackedAreas<M::Area> {
+        &self.areas
+    }
+
+    /// Ring slots of a chain in flight.
+    pub fn slots_of(&self, id: u16) -> u16 {
+        self.in_flight.slots(id)
+    }
+
+    /// Takes a chain of the state that the ring started from, as it was; its segments.
+    pub fn take_again(
+        &mut self,
+        memory: &M,
+        id: u16,
+        descriptors: &[Descriptor],
+        room: &mut [Slot],
+    ) -> Result<usize, Stop> {
+        let (segments, writable_bytes) = walk_copy(memory, self.limits, id, descriptors, room)?;
+        let taken = Taken {
+            id,
+            slots: descriptors.len() as u16,
+            full: Done::new(id, writable_bytes),
+        };
+        match &mut self.in_flight {
+            InFlight::AnyOrder(table) => {
+                let mut view = table.view();
+                view.check(id)?;
+                view.enter(taken);
+            }
+            InFlight::InOrder(order) => {
+                let mut view = order.view();
+                view.check(id)?;
+                view.enter(taken);
+                let next = view.next;
+                order.set_next(next);
+            }
+        }
+        self.chains_in_flight += 1;
+        Ok(segments)
+    }
+
     /// Writes used descriptors, not yet visible.
     #[inline]
     pub fn give_back(&mut self, list: &[Done]) {
@@ -384,6 +426,28 @@ fn walk<M: RingMemory>(
         }
     }
     Err(Violation::ChainTooLong(first.slot()).into())
+}
+
+/// As [`walk`], over descriptors that are not in the ring any more. Their last one ends the chain, whatever it says.
+fn walk_copy<M: RingMemory>(
+    memory: &M,
+    limits: Limits,
+    id: u16,
+    descriptors: &[Descriptor],
+    room: &mut [Slot],
+) -> Result<(usize, u32), Stop> {
+    let mut chain = Building::new(room, limits.chain);
+    for &descriptor in descriptors {
+        let flags = descriptor.packed_flags();
+        if flags & DESC_F_INDIRECT == 0 {
+            chain.push(id, descriptor, is_writable(flags))?;
+        } else if limits.indirect && descriptors.len() == 1 {
+            walk_table(memory, &mut chain, id, descriptor)?;
+        } else {
+            return Err(Violation::Indirect(id).into());
+        }
+    }
+    chain.finish(id)
 }
 
 /// Reads an indirect table: all entries in order, of which only WRITE counts. virtio 1.3 §2.8.7

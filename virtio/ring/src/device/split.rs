@@ -74,6 +74,32 @@ impl<M: RingMemory> SplitDevice<M> {
         (count, violation)
     }
 
+    /// Takes a chain of the state that the ring started from; its segments.
+    pub fn take_again(&mut self, memory: &M, head: u16, room: &mut [Slot]) -> Result<usize, Stop> {
+        let areas = self.areas.clone();
+        let descriptor = areas.descriptor(head);
+        let segments = match &mut self.in_flight {
+            InFlight::AnyOrder(table) => take_other(
+                &areas,
+                memory,
+                self.limits,
+                head,
+                descriptor,
+                room,
+                &mut table.view(),
+            )?,
+            InFlight::InOrder(order) => {
+                let mut view = order.view();
+                let segments = take_other(&areas, memory, self.limits, head, descriptor, room, &mut view)?;
+                let next = view.next;
+                order.set_next(next);
+                segments
+            }
+        };
+        self.inherited = self.inherited.saturating_sub(1);
+        Ok(segments)
+    }
+
     /// Writes used entries, not yet visible.
     #[inline]
     pub fn give_back(&mut self, list: &[Done]) {
