@@ -36,6 +36,7 @@ const WANTED: u64 = features::MQ
     | features::REPLY_ACK
     | features::BACKEND_REQ
     | features::CONFIG
+    | features::INFLIGHT_SHMFD
     | features::RESET_DEVICE
     | features::CONFIGURE_MEM_SLOTS
     | features::STATUS

@@ -130,8 +130,8 @@ impl ReceiveQueue {
     /// Buffers that a process which died had taken are given back empty: they are not handed out twice.
     fn give_back(&mut self) {
         while self.queue.fetched() > 0 {
-            if let Some(chain) = self.queue.next(1) {
-                self.queue.complete(chain.head, 0);
+            if let Some(Chain { head, .. }) = self.queue.next(1) {
+                self.queue.complete(head, 0);
             }
         }
         self.queue.publish();

@@ -16,6 +16,7 @@ use treaty_virtio_spec::feature;
 use treaty_virtio_spec::ring::MAX_QUEUE_SIZE;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::inflight;
 use crate::memory::{MAX_SLOTS, RegionRefused};
 use crate::session::{Session, SessionError, refused};
 use crate::vring::Vring;
@@ -46,6 +47,7 @@ const PROTOCOL_FEATURES: u64 = features::MQ
     | features::REPLY_ACK
     | features::BACKEND_REQ
     | features::CONFIG
+    | features::INFLIGHT_SHMFD
     | features::RESET_DEVICE
     | features::CONFIGURE_MEM_SLOTS
     | features::STATUS;
@@ -76,6 +78,8 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::SET_BACKEND_REQ_FD => set_backend_channel(session, message),
         code::GET_CONFIG => get_config(session, &message),
         code::SET_CONFIG => set_config(session, &message),
+        code::GET_INFLIGHT_FD => inflight::get(session, &message),
+        code::SET_INFLIGHT_FD => inflight::set(session, message),
         code::RESET_DEVICE => Ok(reset_device(session)),
         code::SET_STATUS => set_status(session, &message),
         code::GET_STATUS => Ok(number(u64::from(status(session)))),

@@ -16,6 +16,7 @@
 )]
 
 mod handlers;
+mod inflight;
 mod memory;
 mod notify;
 mod server;

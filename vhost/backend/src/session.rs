@@ -10,12 +10,14 @@ use treaty_vhost_protocol::payload::{VRING_LOG, VringAddr};
 use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
 use treaty_virtio_device::{
-    DeviceEvents, DeviceId, DeviceQueue, Doorbell, Features, Interrupt, Layout, QueueLog, QueueParts, Reply,
-    RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base, vhost_state,
+    DeviceEvents, DeviceId, DeviceQueue, Doorbell, Features, Interrupt, InterruptSink, Layout, QueueLog,
+    QueueParts, Reply, RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base,
+    vhost_state,
 };
 use treaty_virtio_spec::net::feature as net;
 
 use crate::handlers::{Outcome, handle};
+use crate::inflight::Logs;
 use crate::memory::{MemoryTable, RegionRefused};
 use crate::notify::{Events, RingEvents};
 use crate::vring::Vring;
@@ -103,6 +105,8 @@ pub struct Session<'d> {
     pub(crate) vrings: Vec<Vring>,
     pub(crate) status: u8,
     pub(crate) log: Option<Arc<DirtyLog>>,
+    /// In-flight logs.
+    pub(crate) logs: Option<Logs>,
     /// Of everything that the front-end has us map.
     pub(crate) watch: FaultWatch,
 }
@@ -132,6 +136,7 @@ impl<'d> Session<'d> {
             vrings,
             status: 0,
             log: None,
+            logs: None,
             watch,
         })
     }
@@ -243,6 +248,10 @@ impl<'d> Session<'d> {
         doorbell.ring();
         if let Some(vring) = self.vrings.get_mut(index) {
             vring.running = true;
+            if std::mem::take(&mut vring.from_log) && self.logs.is_some() {
+                // The process before may have died between a publication and its interrupt.
+                vring.call.signal();
+            }
         }
         tracing::info!(queue = number, "ring started");
         Ok(())
@@ -286,7 +295,20 @@ impl<'d> Session<'d> {
             })),
         };
         let state = vhost_state(config.layout, vring.base);
-        let mut queue = DeviceQueue::start(parts, &config, state).map_err(|error| start_failed(&error))?;
+        let logs = self.logs.as_ref();
+        let inflight = logs.and_then(|logs| logs.of(config.layout, parts.index, !vring.from_log));
+        let queue = match inflight {
+            Some(inflight) => DeviceQueue::resume(parts, &config, state, inflight),
+            None => DeviceQueue::start(parts, &config, state),
+        };
+        let mut queue = queue.map_err(|error| start_failed(&error))?;
+        if queue.fetched() > 0 {
+            tracing::info!(
+                queue = index,
+                requests = queue.fetched(),
+                "requests are taken up again"
+            );
+        }
         if let Some(target) = self.queue_log(addr) {
             queue.log_into(target);
         }
@@ -318,7 +340,10 @@ impl<'d> Session<'d> {
         vring.running = false;
         match state.recv() {
             Ok(Some(state)) => vring.base = vhost_base(layout, state),
-            Ok(None) | Err(mpsc::RecvError) => tracing::warn!(queue = index, "ring ended without a state"),
+            Ok(None) | Err(mpsc::RecvError) => {
+                vring.from_log = true;
+                tracing::warn!(queue = index, "ring ended without a state");
+            }
         }
         tracing::info!(queue = index, base = vring.base, "ring stopped");
     }

@@ -21,6 +21,9 @@ pub struct Vring {
     pub err: Arc<CallFd>,
     /// SET_VRING_ENABLE.
     pub enabled: bool,
+    /// The next start goes on from the in-flight log, if there is one. Otherwise the log begins anew: this process has drained the
+    /// ring, and `base` says where it stands.
+    pub from_log: bool,
     /// The device runs it.
     pub running: bool,
 }

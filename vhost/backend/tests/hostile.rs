@@ -167,6 +167,7 @@ impl Peer {
             | features::LOG_SHMFD
             | features::REPLY_ACK
             | features::BACKEND_REQ
+            | features::INFLIGHT_SHMFD
             | features::RESET_DEVICE
             | features::CONFIGURE_MEM_SLOTS
             | features::STATUS;
