@@ -122,6 +122,13 @@ impl<M: RingMemory> Log<M> {
     }
 }
 
+/// A log that was read by its journal, the lost chains in it (the oldest last), and where the ring stands.
+pub(crate) struct Found<J> {
+    journal: J,
+    lost: Vec<Lost>,
+    state: QueueState,
+}
+
 /// A log that was read, and where its ring goes on; `None` if it is a new one.
 pub(crate) type Opened<M> = (Log<M>, Option<QueueState>);
 
@@ -151,12 +158,12 @@ where
     }
     let (journal, lost, resumed): (Box<dyn Journal<M>>, _, _) = match config.layout {
         Layout::Split => {
-            let (journal, lost, resumed) = split::open(memory, config, state, words, log.entries, known)?;
-            (Box::new(journal), lost, resumed)
+            let found = split::open(memory, config, state, words, log.entries, known)?;
+            (Box::new(found.journal), found.lost, found.state)
         }
         Layout::Packed => {
-            let (journal, lost, resumed) = packed::open(memory, config, state, words, log.entries, known)?;
-            (Box::new(journal), lost, resumed)
+            let found = packed::open(memory, config, state, words, log.entries, known)?;
+            (Box::new(found.journal), found.lost, found.state)
         }
     };
     let log = Log {

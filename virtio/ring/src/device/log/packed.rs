@@ -3,7 +3,7 @@ use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Done, Half, Journal, Lost, Step, VERSION, Witness, Words, fields, word};
+use super::{Done, Found, Half, Journal, Lost, Step, VERSION, Witness, Words, fields, word};
 use crate::layout::{Cursor, Descriptor, PackedAreas};
 use crate::{Burst, ConfigError, QueueState, RingArea, RingConfig, RingMemory};
 
@@ -36,6 +36,9 @@ struct Entry {
     num: u16,
 }
 
+/// A chain's buffer ID, and its descriptors as the log has them.
+type Copied = (u16, Box<[Descriptor]>);
+
 /// Keeps the log of a packed ring.
 pub(super) struct PackedJournal<A, W> {
     words: Words<A>,
@@ -54,8 +57,7 @@ pub(super) struct PackedJournal<A, W> {
     witness: W,
 }
 
-/// The document's "When reconnecting" for a packed ring, if the log is `known`. Lost chains, the oldest last; and where the ring
-/// stands.
+/// The document's "When reconnecting" for a packed ring, if the log is `known`.
 pub(super) fn open<M: RingMemory>(
     memory: &M,
     config: &RingConfig,
@@ -63,7 +65,7 @@ pub(super) fn open<M: RingMemory>(
     words: Words<M::Area>,
     entries: u16,
     known: bool,
-) -> Result<(PackedJournal<M::Area, ()>, Vec<Lost>, QueueState), ConfigError> {
+) -> Result<Found<PackedJournal<M::Area, ()>>, ConfigError> {
     let size = usize::from(config.size);
     let mut journal = PackedJournal {
         words,
@@ -83,7 +85,8 @@ pub(super) fn open<M: RingMemory>(
         journal.words.store(0, 0);
         journal.store_used(journal.used);
         journal.link_free(&vec![false; usize::from(entries)]);
-        return Ok((journal, Vec::new(), state));
+        let lost = Vec::new();
+        return Ok(Found { journal, lost, state });
     }
     let areas = PackedAreas::map(memory, config)?;
     let used = journal.end_batch(&areas)?;
@@ -93,15 +96,19 @@ pub(super) fn open<M: RingMemory>(
         next.advance(chain.len() as u16, config.size);
     }
     forget_used(&areas, used, next, config.size);
-    let resumed = QueueState {
+    let state = QueueState {
         next_avail: next.bits(),
         next_used: used.bits(),
     };
     if let Some(order) = &mut journal.order {
         order.extend(lost.iter().map(|(id, _)| *id));
     }
-    let lost = lost.into_iter().rev().map(|(id, chain)| Lost::Packed(id, chain));
-    Ok((journal, lost.collect(), resumed))
+    let lost = lost.into_iter().rev();
+    Ok(Found {
+        journal,
+        lost: lost.map(|(id, chain)| Lost::Packed(id, chain)).collect(),
+        state,
+    })
 }
 
 /// Used descriptors that were written and never published would be taken for true ones once those before them are used: the dead
@@ -218,7 +225,7 @@ impl<A: RingArea, W> PackedJournal<A, W> {
     }
 
     /// The chains in flight, the oldest first, and every other entry in the free list.
-    fn in_flight(&mut self) -> Result<Vec<(u16, Box<[Descriptor]>)>, ConfigError> {
+    fn in_flight(&mut self) -> Result<Vec<Copied>, ConfigError> {
         let mut found = Vec::with_capacity(usize::from(self.size));
         for index in 0..self.count() {
             match self.words.load(at(index)) as u8 {
@@ -251,7 +258,7 @@ impl<A: RingArea, W> PackedJournal<A, W> {
     }
 
     /// A chain's buffer ID and descriptors; its entries become `taken`.
-    fn chain(&mut self, head: u16, taken: &mut [bool]) -> Result<(u16, Box<[Descriptor]>), ConfigError> {
+    fn chain(&mut self, head: u16, taken: &mut [bool]) -> Result<Copied, ConfigError> {
         let [_, _, last, num] = fields(self.words.load(at(head)));
         let mut chain = Vec::with_capacity(usize::from(num.min(self.size)));
         let (mut index, mut before) = (head, head);

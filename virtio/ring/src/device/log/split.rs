@@ -2,7 +2,7 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::{Done, Half, Journal, Lost, Step, VERSION, Witness, Words, fields, word};
+use super::{Done, Found, Half, Journal, Lost, Step, VERSION, Witness, Words, fields, word};
 use crate::layout::SplitAreas;
 use crate::{Burst, ConfigError, QueueState, RingArea, RingConfig, RingMemory};
 
@@ -31,8 +31,7 @@ fn at(head: u16) -> usize {
     HEADER + ENTRY * usize::from(head)
 }
 
-/// The document's "When reconnecting" for a split ring, if the log is `known`. Lost chains, the oldest last; and where the ring
-/// stands.
+/// The document's "When reconnecting" for a split ring, if the log is `known`.
 pub(super) fn open<M: RingMemory>(
     memory: &M,
     config: &RingConfig,
@@ -40,7 +39,7 @@ pub(super) fn open<M: RingMemory>(
     words: Words<M::Area>,
     entries: u16,
     known: bool,
-) -> Result<(SplitJournal<M::Area, ()>, Vec<Lost>, QueueState), ConfigError> {
+) -> Result<Found<SplitJournal<M::Area, ()>>, ConfigError> {
     let size = usize::from(config.size);
     let mut journal = SplitJournal {
         words,
@@ -60,13 +59,14 @@ pub(super) fn open<M: RingMemory>(
         }
         journal.words.store(0, 0);
         journal.store_state();
-        return Ok((journal, Vec::new(), state));
+        let lost = Vec::new();
+        return Ok(Found { journal, lost, state });
     }
     let areas = SplitAreas::map(memory, config)?;
     journal.used = areas.used_index();
     journal.end_batch(config.size)?;
     let heads = journal.in_flight(config.size)?;
-    let resumed = QueueState {
+    let state = QueueState {
         next_avail: journal.used.wrapping_add(heads.len() as u16),
         next_used: journal.used,
     };
@@ -78,7 +78,7 @@ pub(super) fn open<M: RingMemory>(
         order.extend(&heads);
     }
     let lost = heads.into_iter().rev().map(Lost::Split).collect();
-    Ok((journal, lost, resumed))
+    Ok(Found { journal, lost, state })
 }
 
 impl<A: RingArea, W> SplitJournal<A, W> {
