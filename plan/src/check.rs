@@ -50,6 +50,11 @@ impl MachinePlan {
             net.check()
                 .map_err(|text| PlanError(format!("net {index}: {text}")))?;
         }
+        for (index, device) in self.vhost_users.iter().enumerate() {
+            device
+                .check()
+                .map_err(|text| PlanError(format!("vhost-user {index}: {text}")))?;
+        }
         check_poll(self.poll, self.poll_us).map_err(PlanError)?;
         self.check_stdio()
     }
@@ -107,7 +112,7 @@ impl NetPlan {
     }
 }
 
-fn check_queues(queues: u16) -> Result<(), String> {
+pub(crate) fn check_queues(queues: u16) -> Result<(), String> {
     if queues == 0 || queues > MAX_QUEUES {
         return Err(format!("queues: {queues} is not in 1 to {MAX_QUEUES}"));
     }
@@ -150,6 +155,8 @@ mod tests {
         plan.disks.push(from_flag("path=d,format=raw", None).unwrap());
         plan.nets.push(from_flag("tap=t0", None).unwrap());
         plan.rng = Some(from_flag("ring=packed", None).unwrap());
+        plan.vhost_users
+            .push(from_flag("s,type=fs,tag=x", Some("socket")).unwrap());
         let text = toml::to_string(&plan).unwrap();
         assert_eq!(toml::from_str::<MachinePlan>(&text).unwrap(), plan, "{text}");
         let error = toml::from_str::<MachinePlan>("kernal = 'x'")

@@ -227,12 +227,7 @@ impl NetPlan {
 
     /// The hardware address as bytes: `Ok(None)` if it was not given, `Err` with the text if it is no unicast address.
     pub fn mac_bytes(&self) -> Result<Option<[u8; 6]>, String> {
-        let Some(text) = &self.mac else { return Ok(None) };
-        let bytes: Option<Vec<u8>> = text.split(':').map(hex_byte).collect();
-        match bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) {
-            Some(mac) if mac[0] & 1 == 0 => Ok(Some(mac)),
-            _ => Err(text.clone()),
-        }
+        mac_from_text(self.mac.as_ref())
     }
 }
 
@@ -269,8 +264,17 @@ fn no_path(path: &std::path::Path) -> bool {
     path.as_os_str().is_empty()
 }
 
-fn one() -> u16 {
+pub(crate) fn one() -> u16 {
     1
+}
+
+pub(crate) fn mac_from_text(text: Option<&String>) -> Result<Option<[u8; 6]>, String> {
+    let Some(text) = text else { return Ok(None) };
+    let bytes: Option<Vec<u8>> = text.split(':').map(hex_byte).collect();
+    match bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) {
+        Some(mac) if mac[0] & 1 == 0 => Ok(Some(mac)),
+        _ => Err(text.clone()),
+    }
 }
 
 fn hex_byte(text: &str) -> Option<u8> {

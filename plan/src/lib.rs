@@ -6,6 +6,7 @@
 mod check;
 mod devices;
 mod flags;
+mod remote;
 mod serve;
 mod target;
 mod units;
@@ -20,6 +21,7 @@ pub use devices::{
     ConsolePlan, DiskFormat, DiskPlan, NetBackend, NetPlan, RingChoice, RngPlan, TransportChoice,
 };
 pub use flags::{FlagError, from_flag};
+pub use remote::{VhostUserKind, VhostUserPlan};
 pub use serve::{DaemonPlan, Served, ServedPlan};
 pub use target::CharTarget;
 pub use units::MemorySize;
@@ -66,6 +68,9 @@ pub struct MachinePlan {
     /// The longest that an adaptive one of them looks on, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll_us: Option<u32>,
+    /// Devices that run in other processes.
+    #[serde(rename = "vhost-user")]
+    pub vhost_users: Vec<VhostUserPlan>,
     /// Unix socket that the control API listens on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api: Option<PathBuf>,
@@ -87,6 +92,7 @@ impl Default for MachinePlan {
             consoles: Vec::new(),
             poll: None,
             poll_us: None,
+            vhost_users: Vec::new(),
             api: None,
         }
     }

@@ -2,26 +2,37 @@
 
 use std::sync::Arc;
 
-use treaty_catalog::{CatalogError, CharContext, Opened, console, disk, net, rng};
+use treaty_catalog::{CharContext, Opened, console, disk, net, rng};
+use treaty_vhost_frontend::Link;
 
 use crate::life::{End, Life};
-use crate::plan::{ConsolePlan, MachinePlan, RingChoice, TransportChoice};
+use crate::machine::BuildError;
+use crate::plan::{ConsolePlan, MachinePlan, RingChoice, TransportChoice, VhostUserPlan};
+use crate::remote;
 
 /// How the devices of one kind come out of a plan: opened, each with where it is to go.
-type Row = fn(&MachinePlan, &CharContext) -> Result<Vec<Slot>, CatalogError>;
+type Row = fn(&MachinePlan, &CharContext) -> Result<Vec<Slot>, BuildError>;
 
 /// In the order in which devices are given their places.
-const REGISTRY: &[Row] = &[disks, nets, rngs, consoles];
+const REGISTRY: &[Row] = &[disks, nets, rngs, consoles, vhost_users];
 
 /// A device of the machine, across all its boots.
 pub(crate) struct Slot {
-    pub(crate) opened: Opened,
+    pub(crate) source: Source,
     pub(crate) transport: TransportChoice,
     pub(crate) ring: RingChoice,
 }
 
+/// Where a device comes from.
+pub(crate) enum Source {
+    /// It is built here.
+    Here(Opened),
+    /// Its back-end runs it in another process.
+    Elsewhere(String, Arc<Link>),
+}
+
 /// Opens everything that the plan names.
-pub(crate) fn open(plan: &MachinePlan, context: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+pub(crate) fn open(plan: &MachinePlan, context: &CharContext) -> Result<Vec<Slot>, BuildError> {
     let mut slots = Vec::new();
     for row in REGISTRY {
         slots.extend(row(plan, context)?);
@@ -37,10 +48,10 @@ pub(crate) fn char_context(life: &Arc<Life>) -> CharContext {
     }
 }
 
-fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
     let slot = |(index, plan): (usize, &crate::plan::DiskPlan)| {
         Ok(Slot {
-            opened: disk(&format!("disk{index}"), plan)?,
+            source: Source::Here(disk(&format!("disk{index}"), plan)?),
             transport: plan.transport,
             ring: plan.ring,
         })
@@ -48,10 +59,10 @@ fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError>
     plan.disks.iter().enumerate().map(slot).collect()
 }
 
-fn nets(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+fn nets(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
     let slot = |(index, plan): (usize, &crate::plan::NetPlan)| {
         Ok(Slot {
-            opened: net(&format!("net{index}"), plan)?,
+            source: Source::Here(net(&format!("net{index}"), plan)?),
             transport: plan.transport,
             ring: plan.ring,
         })
@@ -59,9 +70,9 @@ fn nets(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError> 
     plan.nets.iter().enumerate().map(slot).collect()
 }
 
-fn rngs(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+fn rngs(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
     let slot = |plan: &crate::plan::RngPlan| Slot {
-        opened: rng("rng0"),
+        source: Source::Here(rng("rng0")),
         transport: plan.transport,
         ring: plan.ring,
     };
@@ -69,7 +80,7 @@ fn rngs(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, CatalogError> 
 }
 
 /// Ports with the same transport and ring share a device.
-fn consoles(plan: &MachinePlan, context: &CharContext) -> Result<Vec<Slot>, CatalogError> {
+fn consoles(plan: &MachinePlan, context: &CharContext) -> Result<Vec<Slot>, BuildError> {
     let mut groups: Vec<Vec<&ConsolePlan>> = Vec::new();
     for port in &plan.consoles {
         let shares = |group: &&mut Vec<&ConsolePlan>| {
@@ -83,10 +94,25 @@ fn consoles(plan: &MachinePlan, context: &CharContext) -> Result<Vec<Slot>, Cata
     }
     let slot = |(index, ports): (usize, &Vec<&ConsolePlan>)| {
         Ok(Slot {
-            opened: console(&format!("console{index}"), ports, context)?,
+            source: Source::Here(console(&format!("console{index}"), ports, context)?),
             transport: ports[0].transport,
             ring: ports[0].ring,
         })
     };
     groups.iter().enumerate().map(slot).collect()
+}
+
+fn vhost_users(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
+    let slot = |(index, plan): (usize, &VhostUserPlan)| {
+        let name = format!("vhost{index}");
+        match remote::open(&name, plan) {
+            Ok(link) => Ok(Slot {
+                source: Source::Elsewhere(name, link),
+                transport: plan.transport,
+                ring: plan.ring,
+            }),
+            Err(source) => Err(BuildError::Remote { name, source }),
+        }
+    };
+    plan.vhost_users.iter().enumerate().map(slot).collect()
 }

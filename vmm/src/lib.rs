@@ -14,10 +14,12 @@ mod interrupts;
 mod layout;
 mod life;
 mod machine;
+mod remote;
 mod vcpu;
 mod vm;
 
 pub use boot::BootError;
 pub use life::End;
 pub use machine::BuildError;
+pub use remote::RemoteError;
 pub use vm::{Runner, Vm};

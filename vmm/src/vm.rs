@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use treaty_kvm::Kvm;
 
-use crate::api::{Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo};
+use crate::api::{BackEndInfo, Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo};
 use crate::devices;
 use crate::life::{End, Life};
 use crate::machine::{self, Attached, BuildError, Host, Machine, Power, SerialEndpoint};
@@ -119,6 +119,15 @@ impl Vm {
         *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = current;
     }
 
+    fn degraded(&self) -> Vec<String> {
+        let Ok(current) = self.current() else {
+            return Vec::new();
+        };
+        let away = |device: &&Attached| device.link.as_ref().is_some_and(|link| link.status().degraded);
+        let names = current.devices.iter().filter(away);
+        names.map(|device| device.name.clone()).collect()
+    }
+
     fn current(&self) -> Result<Current, ControlError> {
         let current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
         current
@@ -136,6 +145,7 @@ impl Control for Vm {
             memory_bytes: self.0.plan.memory.bytes(),
             uptime_seconds: self.0.started.elapsed().as_secs_f64(),
             reboots: self.0.life.reboots(),
+            degraded: self.degraded(),
         }
     }
 
@@ -207,6 +217,14 @@ fn describe(device: &Attached) -> DeviceInfo {
             queue.counters.insert(name.to_owned(), value);
         }
     });
+    let back_end = device.link.as_ref().map(|link| {
+        let status = link.status();
+        BackEndInfo {
+            socket: link.path().display().to_string(),
+            degraded: status.degraded,
+            reconnects: status.reconnects,
+        }
+    });
     let transport = match device.transport {
         TransportChoice::Pci => "pci",
         TransportChoice::Mmio => "mmio",
@@ -220,6 +238,7 @@ fn describe(device: &Attached) -> DeviceInfo {
         offered: view.offered.0,
         accepted: view.accepted.0,
         needs_reset: view.needs_reset,
+        back_end,
         queues,
     }
 }

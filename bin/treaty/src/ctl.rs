@@ -125,7 +125,7 @@ fn split(answer: &[u8]) -> anyhow::Result<(u16, String)> {
 
 fn status_text(status: &MachineStatus) -> String {
     let state = serde_json::json!(status.state);
-    format!(
+    let mut text = format!(
         "state    {}\npid      {}\ncpus     {}\nmemory   {} MiB\nuptime   {:.1} s\nreboots  {}",
         state.as_str().unwrap_or_default(),
         status.pid,
@@ -133,7 +133,11 @@ fn status_text(status: &MachineStatus) -> String {
         status.memory_bytes >> 20,
         status.uptime_seconds,
         status.reboots
-    )
+    );
+    if !status.degraded.is_empty() {
+        text += &format!("\ndegraded {} (back-end away)", status.degraded.join(", "));
+    }
+    text
 }
 
 fn device_text(device: &DeviceInfo) -> Vec<String> {
@@ -150,6 +154,17 @@ fn device_text(device: &DeviceInfo) -> Vec<String> {
     )];
     if let Some(reason) = &device.needs_reset {
         lines.push(format!("{:<10} needs a reset: {reason}", ""));
+    }
+    if let Some(back_end) = &device.back_end {
+        let state = if back_end.degraded {
+            "degraded: the back-end is away"
+        } else {
+            "connected"
+        };
+        lines.push(format!(
+            "{:<10} back-end {}: {state}, {} reconnects",
+            "", back_end.socket, back_end.reconnects
+        ));
     }
     lines
 }

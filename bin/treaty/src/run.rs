@@ -47,12 +47,12 @@ pub struct Args {
     serial: Option<String>,
     /// A virtio disk (repeatable): path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,block-size=512|4096]
     /// [,queues=N][,transport=pci|mmio][,ring=split|packed][,workers=N][,cpus=C:..][,worker-map=W:..][,poll=off|adaptive|always]
-    /// [,poll-us=N]
+    /// [,poll-us=N]; or vhost-user=SOCKET[,queues=N] for one that another process runs (see --vhost-user)
     #[arg(long = "disk", value_name = "KEY=VALUE,...")]
     disks: Vec<String>,
     /// A virtio network card (repeatable): tap=NAME, user, or socket=PATH; then [,mac=xx:xx:xx:xx:xx:xx][,queues=N]
     /// [,mtu=N][,transport=pci|mmio][,ring=split|packed][,workers=N][,cpus=C:..][,worker-map=W:..][,poll=off|adaptive|always]
-    /// [,poll-us=N]
+    /// [,poll-us=N]; or vhost-user=SOCKET[,mac=..][,mtu=N] (see --vhost-user)
     #[arg(long = "net", value_name = "BACKEND,...")]
     nets: Vec<String>,
     /// A virtio entropy source; may be followed by =transport=pci|mmio,ring=split|packed
@@ -66,6 +66,13 @@ pub struct Args {
     /// long as that pays) or always (never sleep) [default: off]
     #[arg(long, value_name = "off|adaptive[,us=N]|always")]
     poll: Option<String>,
+    /// A device that a vhost-user back-end runs in another process (repeatable): SOCKET,type=blk|net|rng|console|fs
+    /// [,queues=N][,mac=..][,mtu=N][,tag=NAME][,server][,transport=pci|mmio][,ring=split|packed]. `treaty serve blk
+    /// --socket SOCKET ..`, qemu-storage-daemon, passt --vhost-user, virtiofsd (type=fs,tag=NAME) and others run such
+    /// devices. `server`: the machine listens and the back-end connects. A back-end may die and come back: meanwhile the
+    /// device's requests wait and `treaty ctl status` calls it degraded.
+    #[arg(long = "vhost-user", value_name = "SOCKET,...")]
+    vhost_users: Vec<String>,
     /// Answer the control API (`treaty ctl`) on this Unix socket.
     #[arg(long, value_name = "PATH")]
     api: Option<PathBuf>,
@@ -95,8 +102,12 @@ impl Args {
             let flag: config::PollFlag = config::device("--poll", text, Some("mode"))?;
             (plan.poll, plan.poll_us) = (Some(flag.mode), flag.us);
         }
-        plan.disks.extend(devices("--disk", &self.disks, None)?);
-        plan.nets.extend(devices("--net", &self.nets, None)?);
+        let disks = remote_apart("--disk", self.disks, "blk", &mut plan)?;
+        let nets = remote_apart("--net", self.nets, "net", &mut plan)?;
+        plan.vhost_users
+            .extend(devices("--vhost-user", &self.vhost_users, Some("socket"))?);
+        plan.disks.extend(devices("--disk", &disks, None)?);
+        plan.nets.extend(devices("--net", &nets, None)?);
         plan.consoles
             .extend(devices("--console", &self.consoles, Some("to"))?);
         replace_some(
@@ -133,6 +144,22 @@ fn devices<T: DeserializeOwned>(flag: &str, texts: &[String], first: Option<&str
         .iter()
         .map(|text| config::device(flag, text, first))
         .collect()
+}
+
+/// `--disk vhost-user=SOCKET,...` is short for `--vhost-user SOCKET,type=blk,...`: takes these out of `texts`.
+fn remote_apart(flag: &str, texts: Vec<String>, kind: &str, plan: &mut MachinePlan) -> Result<Vec<String>> {
+    let mut rest = Vec::new();
+    for text in texts {
+        let Some(remote) = text.strip_prefix("vhost-user=") else {
+            rest.push(text);
+            continue;
+        };
+        let long = format!("{remote},type={kind}");
+        let device = from_flag(&long, Some("socket"));
+        plan.vhost_users
+            .push(device.map_err(|error| anyhow!("{flag} {text}: {error}"))?);
+    }
+    Ok(rest)
 }
 
 pub fn main(args: Args) -> Result<u8> {
@@ -205,6 +232,20 @@ mod tests {
             RingChoice::Split
         );
         assert_eq!(plan("--kernel k").unwrap().cmdline, "console=ttyS0");
+    }
+
+    #[test]
+    fn devices_of_other_processes_have_two_spellings() {
+        let short = plan("--kernel k --disk vhost-user=/d,queues=2 --net vhost-user=/n,server").unwrap();
+        let long =
+            plan("--kernel k --vhost-user /d,type=blk,queues=2 --vhost-user /n,type=net,server").unwrap();
+        assert_eq!((short.disks.len(), short.nets.len()), (0, 0));
+        assert_eq!(short, long);
+        let error = refused("--disk vhost-user=/d,format=raw");
+        assert!(
+            error.starts_with("--disk vhost-user=/d,format=raw: unknown field `format`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod disk;
 mod lifecycle;
 mod net;
 mod refuse;
+mod remote;
 mod rng;
 mod vhost;
 
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Batch> {
         console::batch(),
         lifecycle::batch(),
         refuse::batch(),
+        remote::batch(),
     ]
 }
 

@@ -6,9 +6,8 @@ use std::time::Duration;
 use treaty_listen::Listener;
 use treaty_memory::GuestMemory;
 use treaty_vhost_backend::{Endpoint, Stop, serve};
-use treaty_vhost_frontend::{Kind, VhostUserDevice};
+use treaty_vhost_frontend::{ConfigSource, Kind, VhostUserDevice};
 use treaty_virtio_device::{Features, RingConfig, VirtioDevice};
-use treaty_virtio_spec::feature;
 
 use super::{DirectRig, Rig, RigHost, RigKind, Wait};
 
@@ -41,14 +40,19 @@ impl VhostUserRig {
         let kind = Kind {
             id: description.id,
             queues: description.queues.len() as u16,
+            unsaid_queues: description.queues.len() as u16,
             queue_size: sizes.min().unwrap_or(0),
             features: description.features,
-            config: None,
+            own_features: Features::NONE,
+            config: ConfigSource::Backend {
+                len: description.config_len,
+                queues_at: None,
+            },
         };
         let path = socket_path();
         let daemon = Daemon::start(&path, device);
         let device = VhostUserDevice::connect(path, kind).expect("the daemon listens");
-        let ring = device.ring_features().with(feature::VERSION_1);
+        let ring = device.ring_features();
         Self {
             front: DirectRig::offering(Box::new(device), memory, ring),
             _daemon: daemon,

@@ -11,7 +11,7 @@ use treaty_vhost_protocol::payload::{
 };
 use treaty_vhost_protocol::table::frontend as code;
 use treaty_vhost_protocol::{Message, features};
-use treaty_virtio_device::Features;
+use treaty_virtio_device::{DeviceId, Features};
 use treaty_virtio_spec::feature;
 use treaty_virtio_spec::ring::MAX_QUEUE_SIZE;
 use zerocopy::{FromBytes, IntoBytes};
@@ -59,7 +59,7 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::SET_OWNER | code::RESET_OWNER => Ok(Outcome::Done),
         code::GET_PROTOCOL_FEATURES => Ok(number(protocol_features(session))),
         code::SET_PROTOCOL_FEATURES => set_protocol_features(session, &message),
-        code::GET_QUEUE_NUM => Ok(number(session.vrings.len() as u64)),
+        code::GET_QUEUE_NUM => Ok(number(queue_num(session))),
         code::SET_MEM_TABLE => set_mem_table(session, message),
         code::GET_MAX_MEM_SLOTS => Ok(number(MAX_SLOTS as u64)),
         code::ADD_MEM_REG => add_mem_reg(session, message),
@@ -100,6 +100,15 @@ const RING_FEATURES: Features = feature::VERSION_1
     .with(feature::RING_RESET);
 
 /// Everything that a driver may have, with the protocol's own bit.
+/// Front-ends count the queues of a network card in pairs, and answer its control queue themselves.
+fn queue_num(session: &Session<'_>) -> u64 {
+    let rings = session.vrings.len() as u64;
+    match session.device.description().id {
+        DeviceId::NET => rings / 2,
+        _ => rings,
+    }
+}
+
 fn offered(session: &Session<'_>) -> u64 {
     let device = session.device.description().features;
     device.0 | RING_FEATURES.0 | features::PROTOCOL_FEATURES | features::LOG_ALL

@@ -1,9 +1,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
+use treaty_listen::ListenError;
 use treaty_memory::GuestMemory;
 use treaty_vhost_protocol::payload::{Config, MemoryRegion, MemoryTable, VringAddr, VringState};
 use treaty_vhost_protocol::table::{self, Row, frontend as code};
@@ -24,6 +24,9 @@ pub enum BackendError {
         /// The system's reason.
         source: io::Error,
     },
+    /// It cannot be listened for.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The conversation failed.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
@@ -56,7 +59,7 @@ const WANTED: u64 = features::MQ
     | features::STATUS;
 /// Requests of the back-end that are taken before anything else is looked at.
 const REQUESTS_PER_TURN: usize = 64;
-/// Bytes of configuration that are asked for.
+/// The most bytes of configuration in a message.
 const CONFIG_BYTES: usize = 256;
 
 /// A connected back-end, after the first exchange of features.
@@ -71,12 +74,8 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Connects and learns what is there.
-    pub fn connect(path: &Path) -> Result<Self, BackendError> {
-        let stream = UnixStream::connect(path).map_err(|source| BackendError::Connect {
-            path: path.display().to_string(),
-            source,
-        })?;
+    /// Learns what is at the other end of a new connection.
+    pub fn greet(stream: UnixStream) -> Result<Self, BackendError> {
         let channel = Channel::new(stream, &[]);
         let mut backend = Self {
             channel,
@@ -145,20 +144,29 @@ impl Backend {
         Ok(changed)
     }
 
-    /// The device configuration, if the back-end keeps it.
-    pub fn config(&mut self) -> Result<Option<Vec<u8>>, BackendError> {
+    /// The first `len` bytes of the device configuration.
+    pub fn config(&mut self, len: u32) -> Result<Vec<u8>, BackendError> {
+        if len == 0 {
+            return Ok(Vec::new());
+        }
         if !self.has(features::CONFIG) {
-            return Ok(None);
+            return Err(BackendError::Lacks("a device configuration".into()));
         }
         let header = Config {
             offset: 0,
-            size: CONFIG_BYTES as u32,
+            size: len,
             flags: 0,
         };
         let mut payload = header.as_bytes().to_vec();
-        payload.resize(size_of::<Config>() + CONFIG_BYTES, 0);
+        payload.resize(size_of::<Config>() + len as usize, 0);
         let reply = self.ask(code::GET_CONFIG, &payload, ANSWER_LIMIT)?;
-        Ok(reply.payload.get(size_of::<Config>()..).map(<[u8]>::to_vec))
+        // A back-end that refuses answers with nothing.
+        match reply.payload.get(size_of::<Config>()..) {
+            Some(config) if config.len() == len as usize => Ok(config.to_vec()),
+            _ => Err(BackendError::Lacks(format!(
+                "a device configuration of {len} bytes"
+            ))),
+        }
     }
 
     /// Writes device configuration.

@@ -1,75 +1,58 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use treaty_virtio_device::{
-    Description, DeviceEvents, DeviceId, DeviceQueue, Doorbell, Features, QueueDescription, QueueState,
-    Reply, RestoreError, SaveError, SavedState, StartError, VirtioDevice,
+    Description, DeviceEvents, DeviceQueue, Doorbell, Features, QueueDescription, QueueState, Reply,
+    RestoreError, SaveError, SavedState, StartError, VirtioDevice,
 };
 use treaty_virtio_spec::feature;
 
 use crate::backend::{Backend, BackendError};
+use crate::kind::{ConfigSource, Kind};
 use crate::link::{Command, Line, LinkStatus, Shared};
+use crate::peer::Peer;
 use crate::ring::Ring;
-use crate::thread::Keeper;
-
-/// What vhost-user does not tell of a device.
-#[derive(Clone, Debug)]
-pub struct Kind {
-    /// Device type.
-    pub id: DeviceId,
-    /// Queues, where the back-end does not say how many it has.
-    pub queues: u16,
-    /// Largest queue size to offer.
-    pub queue_size: u16,
-    /// Device-type features to keep from the back-end's offer.
-    pub features: Features,
-    /// Configuration, where it is not the back-end's affair (the MAC address of a network card).
-    pub config: Option<Vec<u8>>,
-}
+use crate::thread::{Keeper, fetch_config};
 
 /// Ring features that the back-end decides.
-const RING_FEATURES: Features = feature::RING_PACKED
+const RING_FEATURES: Features = feature::VERSION_1
+    .with(feature::RING_PACKED)
     .with(feature::INDIRECT_DESC)
     .with(feature::EVENT_IDX)
     .with(feature::IN_ORDER)
     .with(feature::RING_RESET);
 
-/// A device run by a vhost-user back-end.
-pub struct VhostUserDevice {
+/// The connection to a back-end, and the thread that keeps it. It outlives the devices over it, one after the other: a machine's
+/// reboot is none of the back-end's business.
+pub struct Link {
+    path: PathBuf,
     description: Description,
     ring_features: Features,
     line: Line,
     keeper: Option<JoinHandle<()>>,
-    running: Vec<bool>,
 }
 
-impl VhostUserDevice {
-    /// Connects to the back-end that listens on `path` and learns what it offers. Later it may come and go.
-    pub fn connect(path: PathBuf, kind: Kind) -> Result<Self, BackendError> {
-        let mut backend = Backend::connect(&path)?;
-        if backend.features & feature::VERSION_1.0 == 0 {
+impl Link {
+    /// Reaches the back-end and learns what it offers. Later it may come and go.
+    pub fn open(peer: Peer, kind: Kind) -> Result<Self, BackendError> {
+        let mut backend = Backend::greet(peer.first()?)?;
+        let offered = Features(backend.features);
+        if !offered.has(feature::VERSION_1) {
             return Err(BackendError::Lacks("VERSION_1".into()));
         }
-        let own_config = kind.config.is_some();
-        let config = match kind.config {
-            Some(config) => config,
-            None => backend.config()?.unwrap_or_default(),
+        let queues = kind.queues_of(backend.queues).max(1);
+        let config = match &kind.config {
+            ConfigSource::Own(config) => config.clone(),
+            ConfigSource::Backend { .. } => fetch_config(&mut backend, &kind, queues)?.unwrap_or_default(),
         };
-        let offered = backend.features;
-        let queues = backend
-            .queues
-            .map_or(kind.queues, |queues| {
-                kind.queues.min(u16::try_from(queues).unwrap_or(u16::MAX))
-            })
-            .max(1);
         let queue = QueueDescription {
             max_size: kind.queue_size,
             max_chain: kind.queue_size,
         };
         let description = Description {
             id: kind.id,
-            features: Features(offered) & kind.features,
+            features: offered & kind.features | kind.own_features,
             queues: vec![queue; usize::from(queues)],
             config_len: config.len() as u32,
         };
@@ -77,15 +60,16 @@ impl VhostUserDevice {
         let wake = Doorbell::new().map_err(host("make an eventfd"))?;
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::new(config));
-        let keeper = Keeper::new(path, backend, inbox, wake.clone(), shared.clone(), own_config);
+        let path = peer.path().to_owned();
+        let keeper = Keeper::new(peer, kind, queues, backend, inbox, wake.clone(), shared.clone());
         let keeper = std::thread::Builder::new()
             .name("vhost-user".into())
             .spawn(move || keeper.run())
             .map_err(host("start a thread"))?;
         Ok(Self {
-            running: vec![false; usize::from(queues)],
+            path,
             description,
-            ring_features: Features(offered) & RING_FEATURES,
+            ring_features: offered & RING_FEATURES,
             line: Line {
                 commands,
                 wake,
@@ -95,19 +79,23 @@ impl VhostUserDevice {
         })
     }
 
+    /// The back-end's socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The ring features that a transport may offer for this device.
     pub fn ring_features(&self) -> Features {
         self.ring_features
     }
 
-    /// A way to look at the link while a transport owns the device.
-    pub fn link(&self) -> impl Fn() -> LinkStatus + Send + Sync + 'static {
-        let shared = self.line.shared.clone();
-        move || shared.status()
+    /// How it is now.
+    pub fn status(&self) -> LinkStatus {
+        self.line.shared.status()
     }
 }
 
-impl Drop for VhostUserDevice {
+impl Drop for Link {
     fn drop(&mut self) {
         self.line.send(Command::Quit);
         if let Some(keeper) = self.keeper.take() {
@@ -117,21 +105,64 @@ impl Drop for VhostUserDevice {
     }
 }
 
+/// A device run by a vhost-user back-end.
+pub struct VhostUserDevice {
+    link: Arc<Link>,
+    running: Vec<bool>,
+}
+
+impl VhostUserDevice {
+    /// Connects to the back-end that listens on `path`.
+    pub fn connect(path: PathBuf, kind: Kind) -> Result<Self, BackendError> {
+        Ok(Self::new(Arc::new(Link::open(Peer::Connect(path), kind)?)))
+    }
+
+    /// The device at the end of `link`. The one before must be gone.
+    pub fn new(link: Arc<Link>) -> Self {
+        Self {
+            running: vec![false; link.description.queues.len()],
+            link,
+        }
+    }
+
+    /// The ring features that a transport may offer for this device.
+    pub fn ring_features(&self) -> Features {
+        self.link.ring_features
+    }
+
+    /// A way to look at the link while a transport owns the device.
+    pub fn link(&self) -> impl Fn() -> LinkStatus + Send + Sync + 'static {
+        let shared = self.link.line.shared.clone();
+        move || shared.status()
+    }
+}
+
+impl Drop for VhostUserDevice {
+    fn drop(&mut self) {
+        let line = &self.link.line;
+        for (index, _) in (0..).zip(&self.running).filter(|(_, running)| **running) {
+            line.send(Command::Stop(index, Reply::new(|_| ())));
+        }
+        line.send(Command::Reset);
+        line.shared.detach();
+    }
+}
+
 impl VirtioDevice for VhostUserDevice {
     fn description(&self) -> &Description {
-        &self.description
+        &self.link.description
     }
 
     fn attach(&mut self, events: DeviceEvents) {
-        self.line.shared.attach(events);
+        self.link.line.shared.attach(events);
     }
 
     fn read_config(&self, offset: u32, dst: &mut [u8]) {
-        self.line.shared.read_config(offset, dst);
+        self.link.line.shared.read_config(offset, dst);
     }
 
     fn write_config(&mut self, offset: u32, src: &[u8]) {
-        self.line.send(Command::SetConfig(offset, src.to_vec()));
+        self.link.line.send(Command::SetConfig(offset, src.to_vec()));
     }
 
     fn start_queue(&mut self, index: u16, queue: DeviceQueue, accepted: Features) -> Result<(), StartError> {
@@ -150,19 +181,19 @@ impl VirtioDevice for VhostUserDevice {
             })
         };
         let ring = Ring::new(queue, eventfd()?, eventfd()?);
-        self.line.send(Command::Start(index, ring, accepted.0));
+        self.link.line.send(Command::Start(index, ring, accepted.0));
         Ok(())
     }
 
     fn stop_queue(&mut self, index: u16, reply: Reply<Option<QueueState>>) {
         match self.running.get_mut(usize::from(index)).map(std::mem::take) {
-            Some(true) => self.line.send(Command::Stop(index, reply)),
+            Some(true) => self.link.line.send(Command::Stop(index, reply)),
             _ => reply.send(None),
         }
     }
 
     fn reset(&mut self) {
-        self.line.send(Command::Reset);
+        self.link.line.send(Command::Reset);
     }
 
     fn save(&self) -> Result<SavedState, SaveError> {

@@ -17,10 +17,14 @@
 
 mod backend;
 mod device;
+mod kind;
 mod link;
+mod peer;
 mod ring;
 mod thread;
 
 pub use backend::BackendError;
-pub use device::{Kind, VhostUserDevice};
+pub use device::{Link, VhostUserDevice};
+pub use kind::{ConfigSource, Kind};
 pub use link::LinkStatus;
+pub use peer::Peer;

@@ -67,6 +67,10 @@ impl Shared {
         *self.events.lock().unwrap_or_else(PoisonError::into_inner) = Some(events);
     }
 
+    pub fn detach(&self) {
+        *self.events.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Copies configuration; bytes beyond it stay as they are.
     pub fn read_config(&self, offset: u32, dst: &mut [u8]) {
         let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
@@ -9,18 +8,21 @@ use std::time::{Duration, Instant};
 use treaty_virtio_device::{Doorbell, QueueState, Reply, vhost_base, vhost_state};
 
 use crate::backend::{Backend, BackendError};
+use crate::kind::{ConfigSource, Kind};
 use crate::link::{Command, Shared};
+use crate::peer::Peer;
 use crate::ring::Ring;
 
 /// The thread that keeps the back-end: it alone talks to it.
 pub struct Keeper {
-    path: PathBuf,
+    peer: Peer,
+    kind: Kind,
+    /// On offer.
+    queues: u16,
     backend: Option<Backend>,
     inbox: Receiver<Command>,
     wake: Doorbell,
     shared: Arc<Shared>,
-    /// The configuration is ours, not the back-end's.
-    own_config: bool,
     /// What runs, or would run if the back-end were here.
     rings: BTreeMap<u16, Ring>,
     accepted: u64,
@@ -33,20 +35,22 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Keeper {
     pub fn new(
-        path: PathBuf,
+        peer: Peer,
+        kind: Kind,
+        queues: u16,
         backend: Backend,
         inbox: Receiver<Command>,
         wake: Doorbell,
         shared: Arc<Shared>,
-        own_config: bool,
     ) -> Self {
         Self {
-            path,
+            peer,
+            kind,
+            queues,
             backend: Some(backend),
             inbox,
             wake,
             shared,
-            own_config,
             rings: BTreeMap::new(),
             accepted: 0,
             pause: FIRST_PAUSE,
@@ -91,7 +95,8 @@ impl Keeper {
 
     fn start(&mut self, index: u16, ring: Ring, accepted: u64) {
         let first = self.rings.is_empty();
-        self.accepted = accepted;
+        self.accepted = accepted & !self.kind.own_features.0;
+        let accepted = self.accepted;
         let base = vhost_base(ring.config.layout, ring.start);
         self.attempt(|backend| {
             if first {
@@ -120,7 +125,7 @@ impl Keeper {
     }
 
     fn lose(&mut self, error: &BackendError) {
-        tracing::warn!(path = %self.path.display(), %error, "back-end lost; requests wait for it");
+        tracing::warn!(path = %self.peer.path().display(), %error, "back-end lost; requests wait for it");
         self.backend = None;
         self.shared.lost();
         self.next_try = Instant::now() + self.pause;
@@ -132,7 +137,7 @@ impl Keeper {
                 self.backend = Some(backend);
                 self.pause = FIRST_PAUSE;
                 self.shared.regained();
-                tracing::info!(path = %self.path.display(), "back-end is back");
+                tracing::info!(path = %self.peer.path().display(), "back-end is back");
             }
             Err(error) => {
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -144,10 +149,8 @@ impl Keeper {
 
     /// Connects, and sets every ring up where it stands.
     fn set_up_anew(&mut self) -> Result<Backend, BackendError> {
-        let mut backend = Backend::connect(&self.path)?;
-        if !self.own_config
-            && let Some(config) = backend.config()?
-        {
+        let mut backend = Backend::greet(self.peer.again()?)?;
+        if let Some(config) = fetch_config(&mut backend, &self.kind, self.queues)? {
             self.shared.set_config(config);
         }
         let Some(first) = self.rings.values().next() else {
@@ -181,6 +184,8 @@ impl Keeper {
         if let Some(backend) = &self.backend {
             fds.push(backend.fd());
             fds.extend(backend.requests_fd());
+        } else {
+            fds.extend(self.peer.fd());
         }
         let limit = self
             .backend
@@ -199,7 +204,7 @@ impl Keeper {
         }
         if self.backend.is_some() {
             self.listen();
-        } else if Instant::now() >= self.next_try {
+        } else if self.peer.fd().is_some() || Instant::now() >= self.next_try {
             self.try_again();
         }
     }
@@ -218,18 +223,30 @@ impl Keeper {
 
     /// Fetches the configuration, if the back-end keeps it.
     fn refresh_config(&mut self) {
-        if self.own_config {
-            return;
-        }
         let mut config = None;
+        let (kind, queues) = (self.kind.clone(), self.queues);
         self.attempt(|backend| {
-            config = backend.config()?;
+            config = fetch_config(backend, &kind, queues)?;
             Ok(())
         });
         if let Some(config) = config {
             self.shared.set_config(config);
         }
     }
+}
+
+/// The configuration, if the back-end keeps it.
+pub fn fetch_config(
+    backend: &mut Backend,
+    kind: &Kind,
+    queues: u16,
+) -> Result<Option<Vec<u8>>, BackendError> {
+    let ConfigSource::Backend { len, .. } = kind.config else {
+        return Ok(None);
+    };
+    let mut config = backend.config(len)?;
+    kind.correct(&mut config, queues);
+    Ok(Some(config))
 }
 
 fn poll(fds: &[RawFd], limit: Option<Duration>) {

@@ -13,8 +13,8 @@ use treaty_memory::{GuestMemory, Region};
 use treaty_vhost_backend::{Endpoint, Stop, serve};
 use treaty_vhost_frontend::{Kind, VhostUserDevice};
 use treaty_virtio_device::{
-    DeviceEvents, DeviceId, DeviceQueue, Doorbell, EventSink, Features, Interrupt, InterruptSink, Layout,
-    QueueMemory, QueueParts, QueueState, Reply, RingConfig, VirtioDevice, ring_features, ring_layout,
+    DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, InterruptSink, Layout, QueueMemory,
+    QueueParts, QueueState, Reply, RingConfig, VirtioDevice, ring_features, ring_layout,
 };
 use treaty_virtio_ring::{DriverRing, Segment};
 use treaty_virtio_spec::feature;
@@ -81,16 +81,6 @@ impl EventSink for NoEvents {
     }
 }
 
-fn rng_kind() -> Kind {
-    Kind {
-        id: DeviceId::RNG,
-        queues: 1,
-        queue_size: 64,
-        features: Features::NONE,
-        config: None,
-    }
-}
-
 fn ring_config(accepted: Features) -> RingConfig {
     RingConfig {
         layout: ring_layout(accepted),
@@ -105,8 +95,8 @@ fn ring_config(accepted: Features) -> RingConfig {
 
 impl Rig {
     fn start(path: PathBuf, accepted: Features) -> Self {
-        let mut device = VhostUserDevice::connect(path, rng_kind()).unwrap();
-        assert!(device.ring_features().has(accepted.without(feature::VERSION_1)));
+        let mut device = VhostUserDevice::connect(path, Kind::rng()).unwrap();
+        assert!(device.ring_features().has(accepted));
         let events = DeviceEvents::new(Arc::new(NoEvents));
         device.attach(events.clone());
         let memory = GuestMemory::new(vec![Region::memfd(0, 4 << 20).unwrap()]).unwrap();
@@ -240,7 +230,7 @@ fn hardening_31_32_a_daemon_may_die_and_come_back() {
 
 #[test]
 fn a_back_end_that_is_not_there_is_named() {
-    let error = VhostUserDevice::connect("/nonexistent/socket".into(), rng_kind())
+    let error = VhostUserDevice::connect("/nonexistent/socket".into(), Kind::rng())
         .err()
         .unwrap();
     assert!(error.to_string().contains("/nonexistent/socket"), "{error}");

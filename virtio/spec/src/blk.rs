@@ -169,6 +169,8 @@ pub struct Topology {
 
 /// Offset of [`Config::writeback`], the only field that a driver may write. virtio 1.3 §5.2.4
 pub const CONFIG_WRITEBACK_OFFSET: u32 = core::mem::offset_of!(Config, writeback) as u32;
+/// Offset of [`Config::num_queues`].
+pub const CONFIG_NUM_QUEUES_OFFSET: usize = core::mem::offset_of!(Config, num_queues);
 /// Bytes of [`Config`].
 pub const CONFIG_SIZE: u32 = core::mem::size_of::<Config>() as u32;
 

@@ -11,6 +11,8 @@ impl DeviceId {
     pub const CONSOLE: Self = Self(3);
     /// Entropy source. virtio 1.3 §5.4
     pub const RNG: Self = Self(4);
+    /// File system. virtio 1.3 §5.11
+    pub const FS: Self = Self(26);
 
     /// The specification's short name, or `"unknown"`.
     pub const fn name(self) -> &'static str {
@@ -19,6 +21,7 @@ impl DeviceId {
             Self::BLK => "blk",
             Self::CONSOLE => "console",
             Self::RNG => "rng",
+            Self::FS => "fs",
             _ => "unknown",
         }
     }

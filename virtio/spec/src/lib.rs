@@ -8,6 +8,7 @@ pub mod blk;
 pub mod console;
 mod device_id;
 mod features;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 pub mod pci;

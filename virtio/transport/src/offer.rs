@@ -39,6 +39,19 @@ impl RingOffer {
         ..Self::ALL
     };
 
+    /// What of it a device whose rings run elsewhere can keep.
+    pub const fn within(self, able: Features) -> Self {
+        Self {
+            packed: self.packed && able.has(feature::RING_PACKED),
+            indirect: self.indirect && able.has(feature::INDIRECT_DESC),
+            event_idx: self.event_idx && able.has(feature::EVENT_IDX),
+            in_order: self.in_order && able.has(feature::IN_ORDER),
+            notification_data: self.notification_data && able.has(feature::NOTIFICATION_DATA),
+            ring_reset: self.ring_reset && able.has(feature::RING_RESET),
+            access_platform: self.access_platform && able.has(feature::ACCESS_PLATFORM),
+        }
+    }
+
     /// The feature bits.
     pub const fn features(&self) -> Features {
         feature::VERSION_1

@@ -30,6 +30,7 @@ impl Control for Switch {
             memory_bytes: 1 << 20,
             uptime_seconds: 0.5,
             reboots: 0,
+            degraded: Vec::new(),
         }
     }
     fn pause(&self) -> Result<(), ControlError> {

@@ -58,6 +58,9 @@ pub struct MachineStatus {
     pub uptime_seconds: f64,
     /// Times the guest has rebooted.
     pub reboots: u64,
+    /// Devices whose back-end is away: their requests wait for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub degraded: Vec<String>,
 }
 
 /// One device in `GET /api/v1/devices`.
@@ -80,8 +83,22 @@ pub struct DeviceInfo {
     /// Why the device needs a reset, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs_reset: Option<String>,
+    /// The process that does its work, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back_end: Option<BackEndInfo>,
     /// Its queues.
     pub queues: Vec<QueueInfo>,
+}
+
+/// The vhost-user back-end of a [`DeviceInfo`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackEndInfo {
+    /// Its socket.
+    pub socket: String,
+    /// It is away, and is looked for until it is back: requests wait, none is lost.
+    pub degraded: bool,
+    /// Times that it has come back.
+    pub reconnects: u64,
 }
 
 /// One queue of a [`DeviceInfo`].

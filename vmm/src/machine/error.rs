@@ -7,6 +7,7 @@ use treaty_tables::TooLarge;
 
 use crate::boot::BootError;
 use crate::plan::PlanError;
+use crate::remote::RemoteError;
 
 /// A machine cannot be built from its plan on this host. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,14 @@ pub enum BuildError {
     /// A virtio device or its back-end.
     #[error(transparent)]
     Device(#[from] CatalogError),
+    /// A device of another process.
+    #[error("{name}: {source}")]
+    Remote {
+        /// Its name in this machine.
+        name: String,
+        /// Why not.
+        source: RemoteError,
+    },
     /// A virtio device does not fit its transport.
     #[error("{name}: {source}")]
     Transport {

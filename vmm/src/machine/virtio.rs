@@ -8,6 +8,7 @@ use treaty_bus::Ticket;
 use treaty_catalog::{Built, WorkerPool, poll_of};
 use treaty_pci::{BarAllocator, PciDevice, SLOT_COUNT};
 use treaty_tables::MmioDevice;
+use treaty_vhost_frontend::{Link, VhostUserDevice};
 use treaty_virtio_device::{DeviceCounters, VirtioDevice};
 use treaty_virtio_transport::{
     Intx, Lifecycle, MmioParts, MmioTransport, PciParts, RingOffer, TransportView, VirtioPci,
@@ -16,11 +17,12 @@ use treaty_worker::ReactorKind;
 
 use super::BuildError;
 use super::build::Build;
-use crate::devices::Slot;
+use crate::devices::{Slot, Source};
 use crate::guard::Guarded;
 use crate::interrupts::{KvmDoorbells, KvmMsis, Pins};
 use crate::layout;
 use crate::plan::{RingChoice, TransportChoice};
+use crate::remote;
 
 /// The most virtio-mmio devices.
 const MMIO_LIMIT: usize = 32;
@@ -34,6 +36,8 @@ pub(crate) struct Attached {
     /// `00:03.0`, or the address of the registers.
     pub(crate) location: String,
     pub(crate) counters: DeviceCounters,
+    /// To its back-end, if that is another process.
+    pub(crate) link: Option<Arc<Link>>,
     registers: Arc<Mutex<dyn Registers>>,
     /// After the transport, whose device uses them.
     _workers: WorkerPool,
@@ -67,12 +71,29 @@ pub(super) fn add(build: &mut Build<'_>, slots: &[Slot]) -> Result<Vec<Attached>
 fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Attached, BuildError> {
     let poll = poll_of(build.plan.poll, build.plan.poll_us).unwrap_or_default();
     let mut workers = WorkerPool::new(ReactorKind::Auto, poll);
-    let Built { device, counters } = slot.opened.build(&mut workers)?;
-    let name = slot.opened.name();
-    let offer = RingOffer {
-        packed: slot.ring == RingChoice::Packed,
-        ..RingOffer::USUAL
+    let packed = slot.ring == RingChoice::Packed;
+    let (name, built, offer, link) = match &slot.source {
+        Source::Here(opened) => {
+            let offer = RingOffer {
+                packed,
+                ..RingOffer::USUAL
+            };
+            (opened.name(), opened.build(&mut workers)?, offer, None)
+        }
+        Source::Elsewhere(name, link) => {
+            let built = Built {
+                device: Box::new(VhostUserDevice::new(link.clone())),
+                counters: DeviceCounters::default(),
+            };
+            (
+                name.as_str(),
+                built,
+                remote::offer(link, packed),
+                Some(link.clone()),
+            )
+        }
     };
+    let Built { device, counters } = built;
     let (location, registers) = match slot.transport {
         TransportChoice::Pci => attach_pci(build, places, name, device, offer)?,
         TransportChoice::Mmio => attach_mmio(build, places, name, device, offer)?,
@@ -83,6 +104,7 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
         transport,
         location,
         counters,
+        link,
         registers,
         _workers: workers,
     })

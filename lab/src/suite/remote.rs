@@ -1,0 +1,69 @@
+//! Devices that other processes run: `treaty run` as the vhost-user front-end.
+
+use super::long;
+use crate::batch::Batch;
+use crate::guest::{Expect, Guest, GuestTest, Kernel};
+
+/// Functions for the scripts in L1.
+const DAEMONS: &str = include_str!("scripts/remote-daemons.sh");
+
+pub fn batch() -> Batch {
+    Batch {
+        name: "remote".into(),
+        tests: vec![restarts(), packed()],
+    }
+}
+
+/// The disk's daemon is killed and started again while the guest writes; the guest notices nothing.
+fn restarts() -> GuestTest {
+    let guest = Guest {
+        cpus: 2,
+        devices: vec![
+            "--disk vhost-user=$W/disk.sock,queues=2".into(),
+            "--vhost-user $W/rng.sock,type=rng,transport=mmio".into(),
+        ],
+        script: include_str!("scripts/remote-restarts.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        before: format!(
+            "{DAEMONS}\ntruncate -s 96M disk\n\
+             serve disk blk --disk path=$W/disk,format=raw,queues=2\nserve rng rng\n"
+        ),
+        beside: format!("{DAEMONS}\n{}", include_str!("scripts/remote-restarts-host.sh")),
+        after: format!("{DAEMONS}\nend_daemons\n"),
+        expect: vec![Expect::Console("bytes of entropy is 1024".into())],
+        ..long(GuestTest::new("remote-restarts", guest))
+    }
+}
+
+/// Packed rings over the other transport; the network card's daemon connects to us.
+fn packed() -> GuestTest {
+    let large = 20_000_000;
+    let guest = Guest {
+        cpus: 2,
+        devices: vec![
+            "--disk vhost-user=$W/disk.sock,queues=4,transport=mmio,ring=packed".into(),
+            "--net vhost-user=$W/net.sock,server,mac=52:54:00:07:00:02,ring=packed".into(),
+        ],
+        script: format!(
+            "LARGE={large}\n{}\n{}",
+            include_str!("scripts/vhost-file-system.sh"),
+            include_str!("scripts/net-tap.sh")
+        ),
+        ..Guest::new(Kernel::K6_1)
+    };
+    GuestTest {
+        before: format!(
+            "{DAEMONS}\ntruncate -s 96M disk\nmkdir www\n\
+             head -c {large} /dev/urandom >www/large\nsum www/large >www/sum\n\
+             serve disk blk --disk path=$W/disk,format=raw,queues=4\nserve_client net net --net tap=tt0\n"
+        ),
+        beside: include_str!("scripts/net-tap-host.sh").into(),
+        after: format!(
+            "{DAEMONS}\nend_daemons\nwant 'sum of what the guest sent' \"$(sum received)\" \"$(cat www/sum)\""
+        ),
+        expect: vec![Expect::Console("network done".into())],
+        ..long(GuestTest::new("remote-packed", guest))
+    }
+}

@@ -1,0 +1,48 @@
+# daemon NAME COMMAND...: starts a back-end; its process is in NAME.pid, what it says in NAME.log.
+daemon() {
+    name=$1
+    shift
+    "$@" >>"$T/$name.log" 2>&1 </dev/null &
+    echo $! >"$W/$name.pid"
+}
+
+# listening NAME: waits until somebody listens on NAME.sock.
+listening() {
+    left=100
+    until [ -S "$W/$1.sock" ]; do
+        left=$((left - 1))
+        [ $left -gt 0 ] || fail "nobody listens on $1.sock: $(cat "$T/$1.log")"
+        sleep 0.1
+    done
+}
+
+# serve NAME ARGUMENTS...: `treaty serve` on NAME.sock.
+serve() {
+    socket=$W/$1.sock name=$1 kind=$2
+    shift 2
+    daemon "$name" "$LAB_TREATY" serve "$kind" --socket "$socket" "$@"
+    listening "$name"
+}
+
+# serve_client NAME ARGUMENTS...: the same, connecting to NAME.sock.
+serve_client() {
+    socket=$W/$1.sock name=$1 kind=$2
+    shift 2
+    daemon "$name" "$LAB_TREATY" serve "$kind" --socket "$socket" --client "$@"
+}
+
+# killed NAME: no chance to tidy up; waits until it has gone.
+killed() {
+    pid=$(cat "$W/$1.pid")
+    kill -KILL "$pid"
+    while [ -e "/proc/$pid/exe" ]; do sleep 0.05; done
+    rm -f "$W/$1.sock"
+}
+
+# end_daemons: those that still run.
+end_daemons() {
+    for file in "$W"/*.pid; do
+        kill -TERM "$(cat "$file")" 2>/dev/null
+    done
+    true
+}
