@@ -27,6 +27,7 @@ mod modules;
 pub mod peers;
 mod probe;
 mod qemu;
+mod qmp;
 pub mod suite;
 mod tools;
 mod tree;

@@ -1,17 +1,19 @@
 //! Guests of QEMU on this host, whose devices are `treaty serve` processes. They are emulated: no KVM is needed.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 
 use crate::batch::Verdict;
 use crate::cache::Cache;
 use crate::guest::{Guest, Kernel};
+use crate::qmp::Qmp;
 use crate::{initramfs, qemu};
 
 /// A guest with a daemon for each of its devices.
@@ -29,9 +31,12 @@ pub struct VhostTest {
     pub script: &'static str,
     /// Stop (SIGTERM) and start the first device's daemon again, from the guest's line `GUEST: begin` to `GUEST: end`.
     pub restarts: bool,
+    /// Move the running guest this often, each time to a new QEMU with new daemons, after some lines `GUEST: round` of
+    /// the guest. Then it gets a line on its console.
+    pub migrations: u32,
 }
 
-/// A device on both sides of its socket. `$W` is the test's directory.
+/// A device on both sides of its socket. `$W` is the test's directory, `$G` the number of migrations before.
 #[derive(Debug, Clone)]
 pub struct Served {
     /// Names the socket.
@@ -44,12 +49,16 @@ pub struct Served {
     pub reconnects: bool,
 }
 
+/// A kernel that zeroes the pages which it hands out marks them for a migration, and a missing dirty log is not seen.
+const COMMAND_LINE: &str = "init_on_alloc=0";
 /// A guest takes up to 15 s on an idle machine.
 const LIMIT: Duration = Duration::from_secs(180);
 /// Pause before the daemon is stopped again.
 const RESTART_PAUSE: Duration = Duration::from_millis(700);
 /// Fewer restarts in the middle of the work would show nothing.
 const FEWEST_RESTARTS: u32 = 2;
+/// Lines of the guest before it is moved.
+const ROUNDS_BETWEEN_MIGRATIONS: u32 = 5;
 /// Bytes of each disk.
 const DISK: u64 = 96 << 20;
 
@@ -79,20 +88,58 @@ impl VhostTest {
         for disk in ["disk0", "disk1"] {
             File::create(dir.join(disk))?.set_len(DISK)?;
         }
-        let start = |device: &Served| Daemon::start(treaty, dir, device);
-        let mut daemons = self.devices.iter().map(start).collect::<Result<Vec<_>>>()?;
-        let mut machine = Running(self.command(cache, dir)?.spawn().context("cannot start QEMU")?);
-        let lines = lines_of(&mut machine.0, dir)?;
-        let restarts = self.watch(&lines, daemons.first_mut())?;
+        let mut machine = self.machine(cache, treaty, dir, 0)?;
+        for number in 1..=self.migrations {
+            // The guest is in the middle of its work, wherever it is.
+            for _ in 0..ROUNDS_BETWEEN_MIGRATIONS {
+                machine.wait_for("GUEST: round")?;
+            }
+            let next = self.machine(cache, treaty, dir, number)?;
+            machine = machine.migrate(dir, next)?;
+        }
+        if self.migrations > 0 {
+            let mut input = machine
+                .qemu
+                .0
+                .stdin
+                .take()
+                .context("QEMU has no standard input")?;
+            input.write_all(b"\n")?;
+        }
+        let restarts = self.watch(&machine.lines, machine.daemons.first_mut())?;
         ensure!(
             !self.restarts || restarts >= FEWEST_RESTARTS,
             "only {restarts} restarts while the guest was at work"
         );
-        machine.0.wait()?;
-        daemons.into_iter().try_for_each(Daemon::stop)
+        machine.qemu.0.wait()?;
+        machine.daemons.into_iter().try_for_each(Daemon::stop)
     }
 
-    fn command(&self, cache: &Cache, dir: &Path) -> Result<Command> {
+    /// A QEMU with its daemons. All but the first one wait for a migration.
+    fn machine(&self, cache: &Cache, treaty: &Path, dir: &Path, number: u32) -> Result<Machine> {
+        let start = |device: &Served| Daemon::start(treaty, dir, device, number);
+        let daemons = self.devices.iter().map(start).collect::<Result<Vec<_>>>()?;
+        let mut command = self.command(cache, dir, number)?;
+        if self.migrations > 0 {
+            command.stdin(Stdio::piped());
+            let monitor = comma_safe(&dir.join(format!("monitor{number}")));
+            command
+                .arg("-qmp")
+                .arg(format!("unix:{monitor},server=on,wait=off"));
+            if number > 0 {
+                command.arg("-incoming").arg(incoming(dir, number));
+            }
+        }
+        let mut qemu = Running(command.spawn().context("cannot start QEMU")?);
+        Ok(Machine {
+            number,
+            lines: lines_of(&mut qemu.0, dir, number)?,
+            qemu,
+            daemons,
+        })
+    }
+
+    fn command(&self, cache: &Cache, dir: &Path, number: u32) -> Result<Command> {
         let files = cache.kernel(self.kernel)?;
         let mut archive = fs::read(&files.guest_initramfs)?;
         archive.extend(initramfs::guest_script(self.script));
@@ -108,15 +155,17 @@ impl VhostTest {
             .arg(&files.vmlinux)
             .arg("-initrd")
             .arg(&initrd);
-        command.arg("-append").arg(Guest::COMMAND_LINE);
+        command
+            .arg("-append")
+            .arg(format!("{} {COMMAND_LINE}", Guest::COMMAND_LINE));
         for device in &self.devices {
-            let (name, socket) = (device.name, socket(dir, device).display().to_string());
+            let (name, socket) = (device.name, comma_safe(&socket(dir, device, number)));
             let again = if device.reconnects {
                 ",reconnect-ms=100"
             } else {
                 ""
             };
-            let chardev = format!("socket,id={name},path={}{again}", socket.replace(',', ",,"));
+            let chardev = format!("socket,id={name},path={socket}{again}");
             command
                 .arg("-chardev")
                 .arg(chardev)
@@ -152,8 +201,59 @@ impl VhostTest {
     }
 }
 
-fn socket(dir: &Path, device: &Served) -> PathBuf {
-    dir.join(format!("{}.sock", device.name))
+/// A QEMU and what serves its devices.
+struct Machine {
+    number: u32,
+    qemu: Running,
+    lines: Receiver<String>,
+    daemons: Vec<Daemon>,
+}
+
+impl Machine {
+    /// Until the guest says `wanted`.
+    fn wait_for(&self, wanted: &str) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.starts_with("GUEST: failed") => bail!("{line}"),
+                Ok(line) if line == wanted => return Ok(()),
+                Ok(_) => {}
+                Err(_) => bail!("the guest did not say {wanted:?}"),
+            }
+        }
+    }
+
+    /// Moves the guest to `next`. Every daemon of this machine must end well.
+    fn migrate(mut self, dir: &Path, next: Self) -> Result<Self> {
+        let mut monitor = Qmp::connect(&dir.join(format!("monitor{}", self.number)))?;
+        // It listens for the migration before it serves its monitor.
+        Qmp::connect(&dir.join(format!("monitor{}", next.number)))?;
+        let counted = monitor.migrate(&incoming(dir, next.number))?;
+        fs::write(dir.join(format!("migration{}", next.number)), counted.to_string())?;
+        monitor.run("quit", json!({}))?;
+        let ended = self.qemu.0.wait()?;
+        ensure!(ended.success(), "the source ended with {ended}");
+        // What the guest said last, it said here.
+        for line in self.lines.iter() {
+            ensure!(!line.starts_with("GUEST: failed"), "{line}");
+        }
+        self.daemons.into_iter().try_for_each(Daemon::stop)?;
+        Ok(next)
+    }
+}
+
+fn incoming(dir: &Path, number: u32) -> String {
+    format!("unix:{}", dir.join(format!("incoming{number}")).display())
+}
+
+fn socket(dir: &Path, device: &Served, number: u32) -> PathBuf {
+    dir.join(format!("{}-{number}.sock", device.name))
+}
+
+/// A path as a value among QEMU's options.
+fn comma_safe(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 /// A process that is ended when this is dropped.
@@ -175,12 +275,13 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(treaty: &Path, dir: &Path, device: &Served) -> Result<Self> {
+    fn start(treaty: &Path, dir: &Path, device: &Served, number: u32) -> Result<Self> {
         let mut serve = Command::new(treaty);
         serve.args(["-v", "serve"]);
         let arguments = device.serve.replace("$W", &dir.display().to_string());
+        let arguments = arguments.replace("$G", &number.to_string());
         serve.args(arguments.split_whitespace());
-        let socket = socket(dir, device);
+        let socket = socket(dir, device, number);
         serve.arg("--socket").arg(&socket);
         let mut command = qemu::dying_with_parent(&serve);
         let log = File::options()
@@ -235,13 +336,16 @@ fn spawn(command: &mut Command, socket: &Path) -> Result<Running> {
 }
 
 /// The guest's console, line by line; it also goes to `console.log`, and what QEMU says to `l1.log`.
-fn lines_of(machine: &mut Child, dir: &Path) -> Result<Receiver<String>> {
-    use std::io::Write;
+fn lines_of(machine: &mut Child, dir: &Path, number: u32) -> Result<Receiver<String>> {
     let console = machine.stdout.take().context("QEMU has no standard output")?;
     let mut errors = machine.stderr.take().context("QEMU has no standard error")?;
-    let mut said = File::create(dir.join("l1.log"))?;
+    let append = |name: &str| File::options().create(true).append(true).open(dir.join(name));
+    let mut said = append("l1.log")?;
     std::thread::spawn(move || std::io::copy(&mut errors, &mut said));
-    let mut log = File::create(dir.join("console.log"))?;
+    let mut log = append("console.log")?;
+    if number > 0 {
+        writeln!(log, "-- machine {number}")?;
+    }
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {

@@ -36,6 +36,17 @@ pub enum DiskFormat {
     Null,
 }
 
+/// When a disk's image is locked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockChoice {
+    /// From the start to the end.
+    #[default]
+    Held,
+    /// While a queue runs: for live migration between two programs that both have the image open.
+    Running,
+}
+
 /// A virtio-blk device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -54,6 +65,9 @@ pub struct DiskPlan {
     /// Open with O_DIRECT.
     #[serde(default)]
     pub direct: bool,
+    /// When the image is locked.
+    #[serde(default)]
+    pub lock: LockChoice,
     /// What the guest reads as the disk's serial number; at most 20 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,

@@ -12,5 +12,6 @@ mod raw;
 mod sys;
 
 pub use block::{BlockImage, BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
+pub use lock::LockTime;
 pub use memory::{NullImage, RamImage};
 pub use open::{Format, OpenOptions, open};

@@ -1,7 +1,11 @@
 use std::fs::File;
 use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::StorageError;
+use crate::raw::RawFile;
 use crate::sys;
 
 /// What an image's user may do, as bit numbers of the locking protocol that QEMU's file driver uses too: whoever holds
@@ -14,12 +18,76 @@ const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
+/// When an image is locked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LockTime {
+    /// For as long as it or a queue of it lives.
+    #[default]
+    Held,
+    /// While it has queues. Two programs may then have it open, and the second one takes over where the first one
+    /// stopped: what live migration to the same storage needs.
+    Running,
+}
+
+/// Counts the queues of an image that is locked while it has any.
+#[derive(Default)]
+pub(crate) struct Users(Mutex<usize>);
+
+/// One queue's share of the lock.
+pub(crate) struct Share(Arc<RawFile>);
+
+impl Share {
+    /// Locks the file if this is the first queue. `None` if it is locked anyway.
+    pub(crate) fn take(file: &Arc<RawFile>) -> Result<Option<Self>, StorageError> {
+        let Some(users) = &file.users else { return Ok(None) };
+        let mut count = users.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *count == 0
+            && let Err(error) = lock(&file.file, file.read_only)
+        {
+            unlock(&file.file);
+            return Err(error.explain(&file.path, file.read_only));
+        }
+        *count += 1;
+        Ok(Some(Self(file.clone())))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Some(users) = &self.0.users else { return };
+        let mut count = users.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0 {
+            unlock(&self.0.file);
+        }
+    }
+}
+
 /// Why an image is not ours.
 pub(crate) enum LockError {
     /// Another process (or another disk of this one) has it.
     Taken,
     /// The file system cannot lock.
     Host(io::Error),
+}
+
+impl LockError {
+    /// What to tell the user.
+    pub(crate) fn explain(self, path: &Path, read_only: bool) -> StorageError {
+        let reason = match self {
+            Self::Taken if read_only => {
+                "another program has it open for writing; stop that one first, or make a copy".to_owned()
+            }
+            Self::Taken => {
+                "another program has it open; stop that one first, or open it read-only in both".to_owned()
+            }
+            Self::Host(error) => format!("its file system cannot lock it: {error}"),
+        };
+        StorageError::Refused {
+            path: path.to_owned(),
+            reason,
+        }
+    }
 }
 
 impl From<io::Error> for LockError {

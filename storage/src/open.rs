@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::lock::{LockError, lock};
+use crate::lock::{LockTime, Users, lock};
 use crate::raw::{RawFile, RawImage};
 use crate::{BlockImage, StorageError, sys};
 
@@ -34,6 +34,8 @@ pub struct OpenOptions {
     /// O_DIRECT: past the host's page cache (cache mode "none"). Otherwise the page cache holds writes until a flush
     /// (cache mode "writeback").
     pub direct: bool,
+    /// When it is locked.
+    pub lock: LockTime,
 }
 
 impl OpenOptions {
@@ -44,11 +46,12 @@ impl OpenOptions {
             format: Format::Raw,
             read_only: false,
             direct: false,
+            lock: LockTime::Held,
         }
     }
 }
 
-/// Opens an image and locks it (compatibly with QEMU's image locking) for as long as it or a queue of it lives.
+/// Opens an image and locks it (compatibly with QEMU's image locking).
 pub fn open(options: &OpenOptions) -> Result<Arc<dyn BlockImage>, StorageError> {
     match options.format {
         Format::Raw => Ok(Arc::new(RawImage::new(open_file(options)?))),
@@ -92,17 +95,9 @@ fn open_file(options: &OpenOptions) -> Result<RawFile, StorageError> {
         ));
     }
     sys::set_blocking(&file).map_err(|error| host("set up", error))?;
-    lock(&file, options.read_only).map_err(|error| match error {
-        LockError::Taken if options.read_only => refused(
-            path,
-            "another program has it open for writing; stop that one first, or make a copy",
-        ),
-        LockError::Taken => refused(
-            path,
-            "another program has it open; stop that one first, or open it read-only in both",
-        ),
-        LockError::Host(error) => refused(path, format!("its file system cannot lock it: {error}")),
-    })?;
+    if options.lock == LockTime::Held {
+        lock(&file, options.read_only).map_err(|error| error.explain(path, options.read_only))?;
+    }
     measure(file, options, kind.is_block_device())
 }
 
@@ -177,6 +172,7 @@ fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawF
         optimal_size,
         read_only: options.read_only,
         alignment: alignment as usize,
+        users: (options.lock == LockTime::Running).then(Users::default),
         state: Default::default(),
     })
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::{Disk, Folder, workers};
 use treaty_buffers::IoBuffers;
-use treaty_storage::{OpenOptions, RequestKind, open};
+use treaty_storage::{LockTime, OpenOptions, RequestKind, open};
 
 const MIB: u64 = 1 << 20;
 
@@ -100,6 +100,28 @@ fn a_writer_excludes_everybody_and_readers_exclude_writers() {
     assert!(refusal(&OpenOptions::raw(&path)).contains("another program has it open"));
     drop((first, second));
     open(&OpenOptions::raw(&path)).unwrap();
+}
+
+#[test]
+fn an_image_locked_while_it_runs_is_handed_on() {
+    let folder = Folder::new("handover");
+    let path = folder.file("disk", MIB);
+    let running = OpenOptions {
+        lock: LockTime::Running,
+        ..OpenOptions::raw(&path)
+    };
+    let (source, destination) = (open(&running).unwrap(), open(&running).unwrap());
+    let queues = [source.queue().unwrap(), source.queue().unwrap()];
+    let error = destination.queue().err().unwrap().to_string();
+    assert!(error.contains("another program has it open"), "{error}");
+    assert!(refusal(&OpenOptions::raw(&path)).contains("another program has it open"));
+    let [first, second] = queues;
+    drop(first);
+    assert!(destination.queue().is_err(), "the source still has a queue");
+    drop(second);
+    let _queue = destination.queue().unwrap();
+    assert!(source.queue().is_err(), "nor can the source have it back");
+    assert!(open(&OpenOptions::raw(&path)).is_err());
 }
 
 /// True if qemu-io is here; says so if not.

@@ -4,16 +4,14 @@ mod common;
 
 use common::{Disk, Folder, filled, workers};
 use treaty_buffers::{AlignedBlock, IoBuffers};
-use treaty_storage::{Format, NullImage, OpenOptions, RamImage, RequestKind, StorageError, open};
+use treaty_storage::{NullImage, OpenOptions, RamImage, RequestKind, StorageError, open};
 
 const MIB: u64 = 1 << 20;
 
 fn direct(path: &std::path::Path) -> OpenOptions {
     OpenOptions {
-        path: path.to_owned(),
-        format: Format::Raw,
-        read_only: false,
         direct: true,
+        ..OpenOptions::raw(path)
     }
 }
 

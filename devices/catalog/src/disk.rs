@@ -1,13 +1,13 @@
 use std::sync::Arc;
 
 use treaty_device_blk::{Blk, BlkConfig, Serial};
-use treaty_plan::{DiskFormat, DiskPlan};
-use treaty_storage::{BlockImage, Format, NullImage, OpenOptions, StorageError};
+use treaty_plan::{DiskFormat, DiskPlan, LockChoice};
+use treaty_storage::{BlockImage, Format, LockTime, NullImage, OpenOptions, StorageError};
 
 use crate::error::named;
 use crate::{Built, CatalogError, Opened};
 
-/// A disk over the image that the plan names. The image stays locked until the last use of it is gone.
+/// A disk over the image that the plan names. Held, the image stays locked until the last use of it is gone.
 pub fn disk(name: &str, plan: &DiskPlan) -> Result<Opened, CatalogError> {
     let of_device = name.to_owned();
     let image = open(plan).map_err(named(name))?;
@@ -46,5 +46,9 @@ fn open(plan: &DiskPlan) -> Result<Arc<dyn BlockImage>, StorageError> {
         format,
         read_only: plan.readonly,
         direct: plan.direct,
+        lock: match plan.lock {
+            LockChoice::Held => LockTime::Held,
+            LockChoice::Running => LockTime::Running,
+        },
     })
 }

@@ -188,6 +188,19 @@ impl Net {
         Ok(())
     }
 
+    /// Without a control queue nobody says how many pairs carry packets: those whose receive queues run.
+    fn count_pairs(&self) {
+        let by_command = |accepted: Features| !accepted.has(bit::MQ) || accepted.has(bit::CTRL_VQ);
+        if self.accepted.is_none_or(by_command) {
+            return;
+        }
+        let runs = |pair: &u16| self.queues.check_free(pair * 2).is_err();
+        let count = (0..self.max_pairs).take_while(runs).fold(0, |count, _| count + 1);
+        if let Err(error) = self.shared.set_pairs(u16::max(count, 1)) {
+            tracing::warn!(count, %error, "the number of queue pairs was not changed");
+        }
+    }
+
     fn start_pair(
         &mut self,
         index: u16,
@@ -314,6 +327,7 @@ impl VirtioDevice for Net {
         let role = role(index, self.max_pairs, accepted).ok_or(StartError::NoSuchQueue(index))?;
         self.take_up(index, accepted)?;
         self.start_pair(index, role, queue, accepted)?;
+        self.count_pairs();
         if std::mem::take(&mut self.announce_due) {
             self.announce();
         }
@@ -324,6 +338,7 @@ impl VirtioDevice for Net {
     fn stop_queue(&mut self, index: u16, reply: Reply<Option<QueueState>>) {
         self.announce_due |= self.queues.running().is_some();
         self.queues.stop(index, reply);
+        self.count_pairs();
     }
 
     fn reset(&mut self) {

@@ -143,6 +143,58 @@ fn a_pair_wakes_when_it_is_switched_on() {
     assert_eq!(bench.driver.wait(buffer).data()[12..], bytes);
 }
 
+/// Front-ends of vhost-user answer the control queue themselves and leave its feature out; QEMU then runs the rings of
+/// the pairs that are on.
+#[test]
+fn without_a_control_queue_the_pairs_are_those_that_run() {
+    let set = Arc::new(Mutex::new(Vec::new()));
+    let backend = Counting {
+        inner: Null::new(4),
+        set: set.clone(),
+    };
+    let control = bit::CTRL_VQ | bit::CTRL_RX | bit::CTRL_RX_EXTRA | bit::CTRL_VLAN;
+    let control = control | bit::CTRL_MAC_ADDR | bit::GUEST_ANNOUNCE;
+    let mut bench = Bench::without_buffers(backend, |offered| offered.without(control));
+    for index in [2, 3, 6, 7, 4, 5] {
+        bench.driver.enable_queue(index);
+    }
+    for index in [5, 4, 2] {
+        assert!(bench.driver.reset_queue(index));
+    }
+    let mut set = set.lock().unwrap().clone();
+    set.dedup();
+    assert_eq!(set, [1, 2, 4, 2, 1], "pairs without a gap");
+}
+
+/// A back-end that remembers how many pairs it was told of.
+struct Counting {
+    inner: Null,
+    set: Arc<Mutex<Vec<u16>>>,
+}
+
+impl PacketBackend for Counting {
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn set_receive_offloads(&mut self, offloads: Offloads) -> Result<(), BackendError> {
+        self.inner.set_receive_offloads(offloads)
+    }
+
+    fn set_pairs(&mut self, count: u16) -> Result<(), BackendError> {
+        self.set.lock().unwrap().push(count);
+        self.inner.set_pairs(count)
+    }
+
+    fn sender(&mut self, pair: u16) -> Result<Box<dyn PacketSender>, BackendError> {
+        self.inner.sender(pair)
+    }
+
+    fn receiver(&mut self, pair: u16) -> Result<Box<dyn PacketReceiver>, BackendError> {
+        self.inner.receiver(pair)
+    }
+}
+
 #[test]
 fn offloads_are_switched_within_what_was_accepted() {
     let mut bench = Bench::new(Loopback::echo(1).unwrap(), |offered| {

@@ -12,6 +12,7 @@ pub fn tests() -> Vec<VhostTest> {
         devices,
         script,
         restarts: false,
+        migrations: 0,
     };
     let rng = Served {
         name: "rng",
@@ -20,7 +21,22 @@ pub fn tests() -> Vec<VhostTest> {
         reconnects: false,
     };
     let file_system = include_str!("scripts/vhost-file-system.sh");
+    let link = "net --net socket=$W/link$G";
     vec![
+        VhostTest {
+            cpus: 2,
+            migrations: 2,
+            ..test(
+                "vhost-migration",
+                vec![
+                    migrating("disk0", ""),
+                    migrating("disk1", ",packed=on,num-queues=2"),
+                    card("net0", link, ""),
+                    card("net1", link, ",packed=on"),
+                ],
+                include_str!("scripts/vhost-migrate.sh"),
+            )
+        },
         test("vhost-blk-split-rng", vec![disk(1, ""), rng], file_system),
         VhostTest {
             cpus: 4,
@@ -33,7 +49,7 @@ pub fn tests() -> Vec<VhostTest> {
         },
         test(
             "vhost-net-split-packed",
-            vec![card("net0", ""), card("net1", ",packed=on")],
+            vec![card("net0", link, ""), card("net1", link, ",packed=on")],
             include_str!("scripts/vhost-net.sh"),
         ),
         VhostTest {
@@ -56,11 +72,21 @@ fn disk(queues: u16, more: &str) -> Served {
     }
 }
 
-/// The two ends of one link.
-fn card(name: &'static str, more: &str) -> Served {
+/// A disk that two daemons may have open.
+fn migrating(name: &'static str, more: &str) -> Served {
     Served {
         name,
-        serve: "net --net socket=$W/link".into(),
+        serve: format!("blk --disk path=$W/{name},format=raw,queues=2,lock=running"),
+        qemu: format!("-device vhost-user-blk-pci,chardev={name}{more}"),
+        reconnects: true,
+    }
+}
+
+/// A network card.
+fn card(name: &'static str, serve: &str, more: &str) -> Served {
+    Served {
+        name,
+        serve: serve.into(),
         qemu: format!(
             "-netdev vhost-user,id=n-{name},chardev={name} -device virtio-net-pci,netdev=n-{name}{more}"
         ),

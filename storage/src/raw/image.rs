@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::queue::RawQueue;
-use crate::lock::unlock;
+use crate::lock::{Share, Users, unlock};
 use crate::open::MAX_TRANSFER;
 use crate::{BlockImage, BlockQueue, Capabilities, StorageError};
 
-/// An open and locked file or block device.
+/// An open file or block device.
 pub(crate) struct RawFile {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
@@ -19,6 +19,8 @@ pub(crate) struct RawFile {
     pub(crate) read_only: bool,
     /// Of memory, as O_DIRECT wants it; 1 without.
     pub(crate) alignment: usize,
+    /// The lock's holders, if it is locked only while it is used.
+    pub(crate) users: Option<Users>,
     pub(crate) state: RawState,
 }
 
@@ -83,6 +85,7 @@ impl BlockImage for RawImage {
     }
 
     fn queue(&self) -> Result<Box<dyn BlockQueue>, StorageError> {
-        Ok(Box::new(RawQueue::new(self.0.clone())))
+        let share = Share::take(&self.0)?;
+        Ok(Box::new(RawQueue::new(self.0.clone(), share)))
     }
 }

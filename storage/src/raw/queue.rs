@@ -9,6 +9,7 @@ use treaty_worker::{Completion, HostOp, OpKind, Turn};
 use super::image::RawFile;
 use super::step::{Active, End, Step};
 use crate::check::check;
+use crate::lock::Share;
 use crate::{BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
 
 /// Requests of one queue that the host works on at once; further ones wait here.
@@ -44,6 +45,8 @@ pub(crate) struct RawQueue {
     bounces: Vec<AlignedBlock>,
     bounces_made: usize,
     zeroes: Option<AlignedBlock>,
+    /// Keeps the file locked.
+    _share: Option<Share>,
 }
 
 /// A request's buffers while its operation has a block of ours.
@@ -53,7 +56,7 @@ struct Parked {
 }
 
 impl RawQueue {
-    pub(crate) fn new(file: Arc<RawFile>) -> Self {
+    pub(crate) fn new(file: Arc<RawFile>, share: Option<Share>) -> Self {
         Self {
             capabilities: file.capabilities(),
             file,
@@ -67,6 +70,7 @@ impl RawQueue {
             bounces: Vec::new(),
             bounces_made: 0,
             zeroes: None,
+            _share: share,
         }
     }
 

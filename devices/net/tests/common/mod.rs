@@ -125,8 +125,12 @@ impl Bench {
             worker,
         };
         let accepted = bench.driver.negotiate(choose);
-        for index in [0, 1, bench.control(accepted)] {
+        for index in [0, 1] {
             bench.driver.enable_queue(index);
+        }
+        if accepted.has(bit::CTRL_VQ) {
+            let control = bench.control(accepted);
+            bench.driver.enable_queue(control);
         }
         bench.driver.driver_ok();
         bench
