@@ -24,12 +24,20 @@ struct Long {
     tests: &'static str,
 }
 
-const LONG: [Long; 1] = [Long {
-    name: "hostile-front-end",
-    package: "treaty-vhost-backend",
-    program: "hostile",
-    tests: "",
-}];
+const LONG: [Long; 2] = [
+    Long {
+        name: "hostile-front-end",
+        package: "treaty-vhost-backend",
+        program: "hostile",
+        tests: "",
+    },
+    Long {
+        name: "libblkio",
+        package: "treaty-tests",
+        program: "peer_libblkio",
+        tests: "libblkio_on_four_queues",
+    },
+];
 
 /// Nothing here takes longer on two cores.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
