@@ -11,13 +11,14 @@ pub fn available() -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// Runs this program again under callgrind with `arguments`, counts the instructions that functions matching
-/// `pattern` and their callees execute, and divides by the number that the program prints.
+/// Runs `bench` of this program again under callgrind with `arguments`, counts the instructions that functions matching
+/// `pattern` and their callees execute, and divides by the number that it prints.
 pub fn count(pattern: &str, arguments: &[&str]) -> Result<f64> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(format!("--toggle-collect={pattern}"))
         .arg(std::env::current_exe()?)
+        .arg("bench")
         .args(arguments)
         .output()
         .context("cannot run valgrind; install the package `valgrind`")?;
@@ -25,12 +26,7 @@ pub fn count(pattern: &str, arguments: &[&str]) -> Result<f64> {
     if !output.status.success() {
         bail!("{arguments:?} failed under callgrind:\n{log}");
     }
-    let collected = log.lines().find_map(|line| line.split_once("Collected :"));
-    let (_, collected) = collected.with_context(|| format!("no count in callgrind's output:\n{log}"))?;
-    let collected: f64 = collected
-        .trim()
-        .parse()
-        .context("callgrind's count is no number")?;
+    let collected = collected(&log)?;
     let printed = String::from_utf8(output.stdout)?;
     let operations: f64 = printed
         .trim()
@@ -40,4 +36,11 @@ pub fn count(pattern: &str, arguments: &[&str]) -> Result<f64> {
         bail!("{arguments:?}: nothing was counted; is there a function {pattern}?");
     }
     Ok(collected / operations)
+}
+
+/// The instructions that callgrind says it has counted.
+pub fn collected(log: &str) -> Result<f64> {
+    let line = log.lines().find_map(|line| line.split_once("Collected :"));
+    let (_, collected) = line.with_context(|| format!("no count in callgrind's output:\n{log}"))?;
+    collected.trim().parse().context("callgrind's count is no number")
 }

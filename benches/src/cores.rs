@@ -37,3 +37,19 @@ pub fn round_trip_ns(line: &Line, first: bool) -> f64 {
     }
     clock.elapsed().as_nanos() as f64 / TRIPS as f64
 }
+
+/// How far apart CPU 0 and CPU 1 are now, in ns per round trip of a cache line.
+pub fn distance_ns() -> f64 {
+    let line = Line::default();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            pin(1);
+            round_trip_ns(&line, false);
+        });
+        let first = scope.spawn(|| {
+            pin(0);
+            round_trip_ns(&line, true)
+        });
+        first.join().unwrap_or(f64::MAX)
+    })
+}

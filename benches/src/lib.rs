@@ -1,10 +1,66 @@
-//! What the benchmarks share: the report, instruction counts by callgrind, the cache-line probe.
+//! `treaty bench`: what Treaty costs beside the programs that do the same.
 //!
-//! Owns: the form of a report (a table, or one JSON object), and how a figure is taken.
-//! Must not know: what is measured; each benchmark is a binary of its own.
+//! Owns: the benchmarks, the form of a report (a table, or one JSON object), and how a figure is taken.
+//! Must not know: the command line. Some benchmarks run the program that calls them again, as `treaty bench` and
+//! `treaty serve`.
 
-pub mod callgrind;
-pub mod cores;
+mod blk;
+mod callgrind;
+mod cores;
+mod net;
 mod report;
+mod ring;
+mod vhost;
 
-pub use report::{Better, Case, Report, median};
+use anyhow::{Result, bail};
+
+pub use report::{Better, Case, Report};
+
+/// The benchmarks, and what each compares.
+pub const NAMES: [(&str, &str); 4] = [
+    (
+        "ring",
+        "both ring layouts with virtio-queue and vhost-user-backend",
+    ),
+    ("blk", "instructions of the disk device's turns over a null image"),
+    ("net", "instructions of the network card's turns, 64-byte packets"),
+    (
+        "vhost-blk",
+        "treaty serve blk with qemu-storage-daemon, libblkio as the client",
+    ),
+];
+
+/// Runs a benchmark; minutes for some.
+pub fn run(name: &str) -> Result<Report> {
+    if cfg!(debug_assertions) {
+        bail!("this is a debug build, whose figures mean nothing: build with --release");
+    }
+    match name {
+        "ring" => ring::report(),
+        "blk" => blk::report(),
+        "net" => net::report(),
+        "vhost-blk" => vhost::blk::report(),
+        _ => {
+            let known = NAMES.map(|(name, _)| name).join(", ");
+            bail!("there is no benchmark {name:?}; there are {known}")
+        }
+    }
+}
+
+/// Fails if an instruction count of the benchmark is higher than what has been reached.
+pub fn check(name: &str) -> Result<()> {
+    match name {
+        "ring" => ring::check(),
+        _ => bail!("only ring has counts that are checked"),
+    }
+}
+
+/// One case of a benchmark, in the process that callgrind watches: prints how many operations it was.
+pub fn measure(name: &str, case: &str, side: &str) -> Result<()> {
+    match name {
+        "ring" => ring::measure(case, side),
+        "blk" => blk::measure(case),
+        "net" => net::measure(case),
+        _ => bail!("{name} counts nothing"),
+    }
+}

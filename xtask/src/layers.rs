@@ -19,7 +19,7 @@ struct Rule {
     never: fn(&str) -> bool,
 }
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule {
         why: "a device cannot tell where it runs",
         who: |name| name.starts_with("treaty-device-"),
@@ -56,8 +56,13 @@ const RULES: [Rule; 7] = [
     },
     Rule {
         why: "production code never depends on the test kit",
-        who: |name| !is_outside_production(name),
+        who: |name| !is_outside_production(name) && name != "treaty",
         never: is_outside_production,
+    },
+    Rule {
+        why: "the program has `treaty bench`, and no more of what is not production",
+        who: |name| name == "treaty",
+        never: |name| is_outside_production(name) && !["treaty-benches", "treaty-lab"].contains(&name),
     },
     Rule {
         why: "no ambient async runtime",
@@ -220,6 +225,10 @@ mod tests {
             graph(&[("treaty-virtio-ring", &["libc"])]),
             graph(&[("treaty-worker", &["treaty-memory"])]),
             graph(&[("treaty-vmm", &["tokio"])]),
+            graph(&[
+                ("treaty", &["treaty-benches"]),
+                ("treaty-benches", &["treaty-testkit"]),
+            ]),
         ] {
             assert_eq!(arrows.problems().len(), 1, "{arrows:?}");
         }

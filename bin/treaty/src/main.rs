@@ -2,6 +2,8 @@
 //!
 //! Owns: the command line. Must not know: how anything works; each subcommand is a thin caller of a library crate.
 
+#[cfg(feature = "bench")]
+mod bench;
 mod completions;
 mod config;
 #[cfg(feature = "monitor")]
@@ -36,6 +38,8 @@ enum Command {
     Ctl(ctl::Args),
     #[cfg(feature = "monitor")]
     Doctor(doctor::Args),
+    #[cfg(feature = "bench")]
+    Bench(bench::Args),
     Completions(completions::Args),
 }
 
@@ -50,6 +54,8 @@ fn main() -> ExitCode {
         Command::Ctl(args) => ctl::main(&args),
         #[cfg(feature = "monitor")]
         Command::Doctor(args) => doctor::main(&args),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => bench::main(&args),
         Command::Completions(args) => completions::main::<Cli>(&args),
     };
     output::exit_code(result)

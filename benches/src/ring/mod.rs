@@ -1,36 +1,24 @@
 //! Rings against `virtio-queue` and `vhost-user-backend`: instructions per chain, and two threads' throughput.
-//!
-//! `ring` prints a table, `ring --json` one object, `ring --check` fails if an instruction count is over
-//! its ceiling: the bar, or where a bar is not reached yet, what has been reached.
 mod instructions;
 mod rig;
 mod threads;
 
 use anyhow::{Context, Result, bail};
 use instructions::COUNTS;
-use treaty_benches::{Better, Case, Report, callgrind};
 
-fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
-        [] => println!("{}", report()?.table()),
-        ["--json"] => println!("{}", report()?.json()?),
-        ["--check"] => check()?,
-        ["--measure", name, side] => COUNTS
-            .iter()
-            .find(|count| count.name == name)
-            .context("no such case")?
-            .measure(side)?,
-        _ => bail!("usage: ring [--json | --check]"),
-    }
-    Ok(())
-}
+use crate::{Better, Case, Report, callgrind};
 
-fn report() -> Result<Report> {
+/// All cases.
+pub fn report() -> Result<Report> {
     let mut cases = counts()?;
     cases.extend(threads::run());
     Ok(Report::new("ring", cases))
+}
+
+/// In the process that callgrind watches.
+pub fn measure(case: &str, side: &str) -> Result<()> {
+    let count = COUNTS.iter().find(|count| count.name == case);
+    count.context("no such case")?.measure(side)
 }
 
 fn counts() -> Result<Vec<Case>> {
@@ -52,7 +40,8 @@ fn counts() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn check() -> Result<()> {
+/// Fails if an instruction count is over its ceiling: the bar, or where a bar is not reached yet, what has been reached.
+pub fn check() -> Result<()> {
     if !callgrind::available() {
         println!("SKIPPED: instruction counts need valgrind (Debian package `valgrind`)");
         return Ok(());

@@ -2,7 +2,6 @@
 use std::hint::black_box;
 
 use anyhow::{Context, Result};
-use treaty_benches::{Better, Case, callgrind};
 use treaty_memory::GuestMemory;
 use treaty_virtio_device::QueueMemory;
 use treaty_virtio_ring::{Burst, DeviceRing, Layout, Segment};
@@ -10,7 +9,8 @@ use vhost_user_backend::{VringRwLock, VringT};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace};
 
-use crate::rig::{PeerMemory, Rig, Shape, SharedMemory};
+use super::rig::{PeerMemory, Rig, Shape, SharedMemory};
+use crate::{Better, Case, callgrind};
 
 const ROUNDS: u64 = 300;
 const UNIT: &str = "instructions";
@@ -78,8 +78,12 @@ pub const COUNTS: [Count; 5] = [
 impl Count {
     /// Ours and, on the split layout, both peers, each in a process of its own.
     pub fn run(&self) -> Result<Vec<Case>> {
-        let measure =
-            |side: &str| callgrind::count(&format!("*measured_{side}*"), &["--measure", self.name, side]);
+        let measure = |side: &str| {
+            callgrind::count(
+                &format!("*measured_{side}*"),
+                &["ring", "--measure", self.name, side],
+            )
+        };
         let case = |name: &str, ours: f64, peer: (&str, &[f64])| {
             Case::new(name, UNIT, Better::Lower, &[ours], peer).with_bar(self.bar)
         };

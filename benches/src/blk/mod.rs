@@ -1,11 +1,10 @@
 //! What the disk device costs above its storage: instructions per request of a queue's turns, over the null image.
 //!
-//! `blk` prints a table, `blk --json` one object. Counted is all that a turn executes: taking chains off the ring, parsing,
+//! Counted is all that a turn executes: taking chains off the ring, parsing,
 //! the null image, answering, publishing; not the driver and not the worker's loop.
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
-use treaty_benches::{Better, Case, Report, callgrind};
+use anyhow::{Context, Result, ensure};
 use treaty_device_blk::{Blk, BlkConfig};
 use treaty_memory::{GuestMemory, Region};
 use treaty_storage::NullImage;
@@ -16,6 +15,8 @@ use treaty_virtio_device::{
 use treaty_virtio_ring::{DriverRing, Segment};
 use treaty_virtio_spec::blk::{feature, request_type};
 use treaty_worker::sim::{Faults, Sim};
+
+use crate::{Better, Case, Report, callgrind};
 
 const ROUNDS: u64 = 500;
 const UNIT: &str = "instructions";
@@ -65,26 +66,19 @@ const COUNTS: [Count; 4] = [
     ),
 ];
 
-fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
-        [] => println!("{}", report()?.table()),
-        ["--json"] => println!("{}", report()?.json()?),
-        ["--measure", name] => {
-            let count = COUNTS.iter().find(|count| count.name == name);
-            println!("{}", count.context("no such case")?.measure()?);
-        }
-        _ => bail!("usage: blk [--json]"),
-    }
+/// In the process that callgrind watches.
+pub fn measure(case: &str) -> Result<()> {
+    let count = COUNTS.iter().find(|count| count.name == case);
+    println!("{}", count.context("no such case")?.measure()?);
     Ok(())
 }
 
-fn report() -> Result<Report> {
+/// All cases.
+pub fn report() -> Result<Report> {
     let mut cases = Vec::new();
     for count in &COUNTS {
         if callgrind::available() {
-            let ours = callgrind::count("*BlkQueue*turn*", &["--measure", count.name])?;
+            let ours = callgrind::count("*BlkQueue*turn*", &["blk", "--measure", count.name])?;
             cases.push(Case::new(count.name, UNIT, Better::Lower, &[ours], (PEER, &[])).with_bar(count.bar));
         } else {
             let why = "needs valgrind (Debian package `valgrind`)".to_owned();

@@ -3,15 +3,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::cores::{FAR_NS, Line, pin, round_trip_ns};
+use crate::{Better, Case};
 use anyhow::{Context, Result, bail};
-use treaty_benches::cores::{FAR_NS, Line, pin, round_trip_ns};
-use treaty_benches::{Better, Case};
 use treaty_virtio_ring::{Burst, Layout};
 use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
-use crate::rig::{Rig, Shape};
+use super::rig::{Rig, Shape};
 
 const SAMPLE: Duration = Duration::from_millis(60);
 const SAMPLES: usize = 7;

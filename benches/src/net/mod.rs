@@ -1,13 +1,10 @@
 //! The network card's queues: instructions that the device side executes per packet of 64 bytes.
-//!
-//! `net` prints a table, `net --json` one object, `net --check` fails if a count misses its bar.
 mod host;
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use host::Host;
-use treaty_benches::{Better, Case, Report, callgrind};
 use treaty_device_net::{Net, NetConfig};
 use treaty_memory::{GuestMemory, Region};
 use treaty_virtio_device::{
@@ -17,6 +14,8 @@ use treaty_virtio_device::{
 use treaty_virtio_ring::{DriverRing, Layout, RingConfig, RingFeatures, Segment};
 use treaty_virtio_spec::{feature, net};
 use treaty_worker::{ReactorKind, Worker};
+
+use crate::{Better, Case, Report, callgrind};
 
 const ROUNDS: u64 = 300;
 const BATCH: u64 = 32;
@@ -66,23 +65,14 @@ const COUNTS: [Count; 4] = [
     },
 ];
 
-fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments[..] {
-        [] => println!("{}", report()?.table()),
-        ["--json"] => println!("{}", report()?.json()?),
-        ["--check"] => check()?,
-        ["--measure", name] => {
-            let found = COUNTS.iter().find(|count| count.name == name);
-            found.context("no such case")?.measure()?;
-        }
-        _ => bail!("usage: net [--json | --check]"),
-    }
-    Ok(())
+/// In the process that callgrind watches.
+pub fn measure(case: &str) -> Result<()> {
+    let found = COUNTS.iter().find(|count| count.name == case);
+    found.context("no such case")?.measure()
 }
 
-fn report() -> Result<Report> {
+/// All cases.
+pub fn report() -> Result<Report> {
     let mut cases = Vec::new();
     for count in &COUNTS {
         if callgrind::available() {
@@ -91,7 +81,7 @@ fn report() -> Result<Report> {
             } else {
                 "*ReceiveQueue*::turn"
             };
-            let ours = callgrind::count(pattern, &["--measure", count.name])?;
+            let ours = callgrind::count(pattern, &["net", "--measure", count.name])?;
             let mut case = Case::new(count.name, UNIT, Better::Lower, &[ours], (PEER, &[count.peer]));
             case.bar = Some(count.bar);
             cases.push(case);
@@ -101,21 +91,6 @@ fn report() -> Result<Report> {
         }
     }
     Ok(Report::new("net", cases))
-}
-
-fn check() -> Result<()> {
-    let report = report()?;
-    println!("{}", report.table());
-    let missed: Vec<&str> = report
-        .cases()
-        .iter()
-        .filter(|case| !case.meets_bar())
-        .map(|case| case.name.as_str())
-        .collect();
-    if !missed.is_empty() {
-        bail!("over the bar: {}", missed.join(", "));
-    }
-    Ok(())
 }
 
 struct Silent;

@@ -1,0 +1,4 @@
+//! The vhost-user daemons beside other programs' daemons, each with the same client.
+pub mod blk;
+mod client;
+mod daemon;
