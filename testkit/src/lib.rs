@@ -38,11 +38,13 @@
 mod conformance;
 mod driver;
 mod echo;
+pub mod holdings;
 pub mod host;
 mod memory;
 pub mod netns;
 pub mod ours;
 pub mod peer;
+pub mod random;
 pub mod rig;
 mod scale;
 mod subject;

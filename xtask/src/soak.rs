@@ -24,10 +24,16 @@ struct Long {
     tests: &'static str,
 }
 
-const LONG: [Long; 2] = [
+const LONG: [Long; 3] = [
     Long {
         name: "hostile-front-end",
         package: "treaty-vhost-backend",
+        program: "hostile",
+        tests: "",
+    },
+    Long {
+        name: "hostile-back-end",
+        package: "treaty-vhost-frontend",
         program: "hostile",
         tests: "",
     },

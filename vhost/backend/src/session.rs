@@ -184,7 +184,7 @@ impl<'d> Session<'d> {
         }
         let outcome = handle(self, message)?;
         let always = match row.reply {
-            Answer::Payload => true,
+            Answer::Payload | Answer::PayloadAndFd => true,
             Answer::PayloadWithLogShm => self.protocol_features & features::LOG_SHMFD != 0,
             Answer::Ack => false,
         };

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use treaty_device_blk::{Blk, BlkConfig};
 use treaty_device_rng::{Rng, RngConfig};
 use treaty_storage::RamImage;
+use treaty_testkit::holdings::descriptors_and_maps;
+use treaty_testkit::random::Random;
 use treaty_testkit::wire::plain_memfd as memfd;
 use treaty_vhost_backend::{Endpoint, Stop, serve};
 use treaty_vhost_protocol::payload::{MemoryRegion, VRING_FD_NONE, VringAddr, VringState};
@@ -32,52 +34,31 @@ const MEMORY: u64 = 1 << 20;
 /// Where the front-end says that it has mapped the region.
 const USER: u64 = 0x7000_0000_0000;
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    /// Numbers near which things go wrong.
-    fn edge(&mut self) -> u64 {
-        const EDGES: [u64; 16] = [
-            0,
-            1,
-            128,
-            256,
-            0x1000,
-            0x8000,
-            0xffff,
-            MEMORY - 1,
-            MEMORY,
-            1 << 32,
-            USER,
-            USER + 0x1000,
-            USER + MEMORY - 16,
-            1 << 63,
-            u64::MAX - 0xfff,
-            u64::MAX,
-        ];
-        let near = EDGES[self.below(EDGES.len() as u64) as usize];
-        match self.below(4) {
-            0 => near.wrapping_add(self.below(3)).wrapping_sub(1),
-            1 => self.next() >> self.below(64),
-            _ => near,
-        }
+/// Numbers near which things go wrong.
+fn edge(random: &mut Random) -> u64 {
+    const EDGES: [u64; 16] = [
+        0,
+        1,
+        128,
+        256,
+        0x1000,
+        0x8000,
+        0xffff,
+        MEMORY - 1,
+        MEMORY,
+        1 << 32,
+        USER,
+        USER + 0x1000,
+        USER + MEMORY - 16,
+        1 << 63,
+        u64::MAX - 0xfff,
+        u64::MAX,
+    ];
+    let near = *random.pick(&EDGES);
+    match random.below(4) {
+        0 => near.wrapping_add(random.below(3)).wrapping_sub(1),
+        1 => random.next() >> random.below(64),
+        _ => near,
     }
 }
 
@@ -241,7 +222,7 @@ impl Peer {
             let value = if small {
                 self.random.below(3)
             } else {
-                self.random.edge()
+                edge(&mut self.random)
             };
             payload.extend_from_slice(&(value as u32).to_ne_bytes());
         }
@@ -252,7 +233,7 @@ impl Peer {
                 .to_vec();
         }
         if [code::ADD_MEM_REG, code::REM_MEM_REG, code::SET_VRING_ADDR].contains(&code) {
-            let edges: Vec<u64> = (0..5).map(|_| self.random.edge()).collect();
+            let edges: Vec<u64> = (0..5).map(|_| edge(&mut self.random)).collect();
             payload = edges.as_bytes().to_vec();
         }
         let fds = match self.random.below(20) {
@@ -283,13 +264,6 @@ impl Peer {
     }
 }
 
-/// Open descriptors, and mapped memfds, of this process.
-fn holdings() -> (usize, usize) {
-    let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    (fds, maps.lines().filter(|line| line.contains("memfd:")).count())
-}
-
 /// Serves `device` to one connection after the other; says when each has ended.
 fn daemon(
     mut device: Box<dyn VirtioDevice>,
@@ -314,7 +288,7 @@ fn survive(name: &str, device: impl FnOnce(WorkerHandle) -> Box<dyn VirtioDevice
     let (mut refused, begin) = (0, Instant::now());
     for seed in 0..CONNECTIONS {
         if seed == CONNECTIONS / 8 {
-            before = holdings();
+            before = descriptors_and_maps();
         }
         let (ours, theirs) = UnixStream::pair().unwrap();
         streams.send(theirs).unwrap();
@@ -325,7 +299,11 @@ fn survive(name: &str, device: impl FnOnce(WorkerHandle) -> Box<dyn VirtioDevice
             panic!("{name}, seed {seed}: the connection does not end: {error}");
         }
     }
-    assert_eq!(holdings(), before, "{name}: descriptors, mapped memfds");
+    assert_eq!(
+        descriptors_and_maps(),
+        before,
+        "{name}: descriptors, mapped memfds"
+    );
     let seconds = begin.elapsed().as_secs_f32();
     println!("{name}: seeds 0..{CONNECTIONS}, {refused} refused while they spoke, {seconds:.1} s");
     assert!(refused > 0 && refused < CONNECTIONS);

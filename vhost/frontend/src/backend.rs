@@ -6,8 +6,9 @@ use std::time::Duration;
 use treaty_listen::ListenError;
 use treaty_memory::GuestMemory;
 use treaty_vhost_protocol::payload::{Config, MemoryRegion, MemoryTable, VringAddr, VringState};
-use treaty_vhost_protocol::table::{self, Row, frontend as code};
+use treaty_vhost_protocol::table::{self, Row, backend as request, frontend as code};
 use treaty_vhost_protocol::{BASELINE_REGIONS, Channel, Message, ProtocolError, features};
+use treaty_virtio_device::Doorbell;
 use treaty_virtio_spec::status;
 use zerocopy::IntoBytes;
 
@@ -47,9 +48,9 @@ pub enum BackendError {
 }
 
 /// How long a back-end may take to answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long it may take to drain a ring.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 /// Protocol features that are used if the back-end has them.
 const WANTED: u64 = features::MQ
     | features::REPLY_ACK
@@ -62,10 +63,22 @@ const REQUESTS_PER_TURN: usize = 64;
 /// The most bytes of configuration in a message.
 const CONFIG_BYTES: usize = 256;
 
+/// How long a back-end is waited for.
+#[derive(Clone)]
+pub struct Patience {
+    /// For an answer.
+    pub answer: Duration,
+    /// For a ring to drain.
+    pub drain: Duration,
+    /// No longer once this is rung.
+    pub quit: Doorbell,
+}
+
 /// A connected back-end, after the first exchange of features.
 pub struct Backend {
     channel: Channel,
     requests: Option<Channel>,
+    pub patience: Patience,
     /// Virtio features on offer, with the protocol's bits.
     pub features: u64,
     protocol: u64,
@@ -75,11 +88,12 @@ pub struct Backend {
 
 impl Backend {
     /// Learns what is at the other end of a new connection.
-    pub fn greet(stream: UnixStream) -> Result<Self, BackendError> {
+    pub fn greet(stream: UnixStream, patience: Patience) -> Result<Self, BackendError> {
         let channel = Channel::new(stream, &[]);
         let mut backend = Self {
             channel,
             requests: None,
+            patience,
             features: 0,
             protocol: 0,
             queues: None,
@@ -136,10 +150,8 @@ impl Backend {
             let Some(message) = channel.try_receive()? else {
                 break;
             };
-            changed |= message.row.code == table::backend::CONFIG_CHANGE_MSG;
-            if message.need_reply {
-                channel.reply_value(message.row, &0u64)?;
-            }
+            changed |= message.row.code == request::CONFIG_CHANGE_MSG;
+            answer_request(channel, &message)?;
         }
         Ok(changed)
     }
@@ -159,7 +171,7 @@ impl Backend {
         };
         let mut payload = header.as_bytes().to_vec();
         payload.resize(size_of::<Config>() + len as usize, 0);
-        let reply = self.ask(code::GET_CONFIG, &payload, ANSWER_LIMIT)?;
+        let reply = self.ask(code::GET_CONFIG, &payload, self.patience.answer)?;
         // A back-end that refuses answers with nothing.
         match reply.payload.get(size_of::<Config>()..) {
             Some(config) if config.len() == len as usize => Ok(config.to_vec()),
@@ -265,7 +277,7 @@ impl Backend {
             index: u32::from(index),
             num: 0,
         };
-        let reply = self.ask(code::GET_VRING_BASE, state.as_bytes(), DRAIN_LIMIT)?;
+        let reply = self.ask(code::GET_VRING_BASE, state.as_bytes(), self.patience.drain)?;
         Ok(reply.read::<VringState>()?.num)
     }
 
@@ -281,13 +293,14 @@ impl Backend {
     }
 
     fn get(&mut self, request: u32) -> Result<u64, BackendError> {
-        Ok(self.ask(request, &[], ANSWER_LIMIT)?.read()?)
+        Ok(self.ask(request, &[], self.patience.answer)?.read()?)
     }
 
     fn ask(&mut self, request: u32, payload: &[u8], limit: Duration) -> Result<Message, BackendError> {
         let row = row(request)?;
         self.channel.send(row, false, payload, &[])?;
-        Ok(self.channel.receive_reply(row, limit)?)
+        let quit = self.patience.quit.fd();
+        Ok(self.channel.receive_reply_unless(row, limit, quit)?)
     }
 
     fn send(&self, request: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), BackendError> {
@@ -299,10 +312,24 @@ impl Backend {
         let row = row(request)?;
         let acks = self.has(features::REPLY_ACK);
         self.channel.send(row, acks, payload, fds)?;
-        if acks && self.channel.receive_reply(row, ANSWER_LIMIT)?.read::<u64>()? != 0 {
-            return Err(BackendError::Refused(row.name));
+        if !acks {
+            return Ok(());
         }
-        Ok(())
+        let (limit, quit) = (self.patience.answer, self.patience.quit.fd());
+        match self.channel.receive_reply_unless(row, limit, quit)?.read()? {
+            0u64 => Ok(()),
+            _ => Err(BackendError::Refused(row.name)),
+        }
+    }
+}
+
+/// What is said to a request of the back-end. There is nothing here that shared objects, host notifiers or shared memory regions
+/// could be of use to.
+fn answer_request(channel: &Channel, message: &Message) -> Result<(), ProtocolError> {
+    let done = u64::from(message.row.code != request::CONFIG_CHANGE_MSG);
+    match message.row.reply {
+        table::Reply::Ack if !message.need_reply => Ok(()),
+        _ => channel.reply_value(message.row, &done),
     }
 }
 

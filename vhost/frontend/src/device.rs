@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use treaty_virtio_device::{
     Description, DeviceEvents, DeviceQueue, Doorbell, Features, QueueDescription, QueueState, Reply,
@@ -8,7 +9,7 @@ use treaty_virtio_device::{
 };
 use treaty_virtio_spec::feature;
 
-use crate::backend::{Backend, BackendError};
+use crate::backend::{ANSWER_LIMIT, Backend, BackendError, DRAIN_LIMIT, Patience};
 use crate::kind::{ConfigSource, Kind};
 use crate::link::{Command, Line, LinkStatus, Shared};
 use crate::peer::Peer;
@@ -36,7 +37,24 @@ pub struct Link {
 impl Link {
     /// Reaches the back-end and learns what it offers. Later it may come and go.
     pub fn open(peer: Peer, kind: Kind) -> Result<Self, BackendError> {
-        let mut backend = Backend::greet(peer.first()?)?;
+        Self::open_within(peer, kind, ANSWER_LIMIT, DRAIN_LIMIT)
+    }
+
+    /// The same with limits of the caller's choice on how long the back-end may take to answer, and to drain a ring.
+    pub fn open_within(
+        peer: Peer,
+        kind: Kind,
+        answer: Duration,
+        drain: Duration,
+    ) -> Result<Self, BackendError> {
+        let host = |action| move |source| BackendError::Host { action, source };
+        let quit = Doorbell::new().map_err(host("make an eventfd"))?;
+        let patience = Patience {
+            answer,
+            drain,
+            quit: quit.clone(),
+        };
+        let mut backend = Backend::greet(peer.first()?, patience)?;
         let offered = Features(backend.features);
         if !offered.has(feature::VERSION_1) {
             return Err(BackendError::Lacks("VERSION_1".into()));
@@ -56,7 +74,6 @@ impl Link {
             queues: vec![queue; usize::from(queues)],
             config_len: config.len() as u32,
         };
-        let host = |action| move |source| BackendError::Host { action, source };
         let wake = Doorbell::new().map_err(host("make an eventfd"))?;
         let (commands, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::new(config));
@@ -73,6 +90,7 @@ impl Link {
             line: Line {
                 commands,
                 wake,
+                quit,
                 shared,
             },
             keeper: Some(keeper),
@@ -97,6 +115,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        self.line.quit.ring();
         self.line.send(Command::Quit);
         if let Some(keeper) = self.keeper.take() {
             // Its panic was reported when it happened.
@@ -162,7 +181,10 @@ impl VirtioDevice for VhostUserDevice {
     }
 
     fn write_config(&mut self, offset: u32, src: &[u8]) {
-        self.link.line.send(Command::SetConfig(offset, src.to_vec()));
+        let line = &self.link.line;
+        if line.shared.admit_config_write() {
+            line.send(Command::SetConfig(offset, src.to_vec()));
+        }
     }
 
     fn start_queue(&mut self, index: u16, queue: DeviceQueue, accepted: Features) -> Result<(), StartError> {

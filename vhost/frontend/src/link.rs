@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,7 +35,12 @@ pub struct Shared {
     reconnects: AtomicU64,
     config: Mutex<Vec<u8>>,
     events: Mutex<Option<DeviceEvents>>,
+    /// Writes of configuration on their way to the thread.
+    config_writes: AtomicUsize,
 }
+
+/// More writes of configuration than this do not wait for a back-end that is busy or away.
+const CONFIG_WRITES: usize = 64;
 
 impl Shared {
     pub fn new(config: Vec<u8>) -> Self {
@@ -44,6 +49,7 @@ impl Shared {
             reconnects: AtomicU64::new(0),
             config: Mutex::new(config),
             events: Mutex::new(None),
+            config_writes: AtomicUsize::new(0),
         }
     }
 
@@ -91,6 +97,20 @@ impl Shared {
         }
     }
 
+    /// True if one more write may be sent. Hardening row 20: a driver that writes on and on fills no memory.
+    pub fn admit_config_write(&self) -> bool {
+        let more = |count| (count < CONFIG_WRITES).then_some(count + 1);
+        let result = self
+            .config_writes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        result.is_ok()
+    }
+
+    /// One of them has been seen to.
+    pub fn config_written(&self) {
+        self.config_writes.fetch_sub(1, Ordering::Relaxed);
+    }
+
     pub fn needs_reset(&self, reason: &str) {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(events) = events {
@@ -104,6 +124,8 @@ impl Shared {
 pub struct Line {
     pub commands: Sender<Command>,
     pub wake: Doorbell,
+    /// Rung once, when the device is dropped: nobody waits for the back-end any more.
+    pub quit: Doorbell,
     pub shared: Arc<Shared>,
 }
 

@@ -34,6 +34,18 @@ impl Ring {
         }
     }
 
+    /// Rings the doorbell for the driver. A back-end shares it, and may have made it blocking and full: it is non-blocking again
+    /// before it is written.
+    pub fn nudge(&self) {
+        #[allow(unsafe_code)]
+        // SAFETY: takes no pointers; the descriptor is open.
+        unsafe {
+            let flags = libc::fcntl(self.doorbell.fd(), libc::F_GETFL);
+            libc::fcntl(self.doorbell.fd(), libc::F_SETFL, flags | libc::O_NONBLOCK);
+        }
+        self.doorbell.ring();
+    }
+
     /// Where the ring stands when the back-end died without saying. Split: what the driver has seen used; whatever was in
     /// flight is taken again from there. Packed: the ring does not tell, so it goes on from its start.
     pub fn state_from_memory(&self) -> QueueState {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use treaty_virtio_device::{Doorbell, QueueState, Reply, vhost_base, vhost_state};
 
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Patience};
 use crate::kind::{ConfigSource, Kind};
 use crate::link::{Command, Shared};
 use crate::peer::Peer;
@@ -16,6 +16,7 @@ use crate::ring::Ring;
 /// The thread that keeps the back-end: it alone talks to it.
 pub struct Keeper {
     peer: Peer,
+    patience: Patience,
     kind: Kind,
     /// On offer.
     queues: u16,
@@ -45,6 +46,7 @@ impl Keeper {
     ) -> Self {
         Self {
             peer,
+            patience: backend.patience.clone(),
             kind,
             queues,
             backend: Some(backend),
@@ -74,6 +76,7 @@ impl Keeper {
             Command::Start(index, ring, accepted) => self.start(index, ring, accepted),
             Command::Stop(index, reply) => self.stop(index, reply),
             Command::SetConfig(offset, bytes) => {
+                self.shared.config_written();
                 self.attempt(|backend| backend.set_config(offset, &bytes));
                 self.refresh_config();
             }
@@ -105,7 +108,7 @@ impl Keeper {
             backend.start(index, &ring, base)?;
             backend.driver_ok()
         });
-        ring.doorbell.ring();
+        ring.nudge();
         self.rings.insert(index, ring);
     }
 
@@ -149,7 +152,7 @@ impl Keeper {
 
     /// Connects, and sets every ring up where it stands.
     fn set_up_anew(&mut self) -> Result<Backend, BackendError> {
-        let mut backend = Backend::greet(self.peer.again()?)?;
+        let mut backend = Backend::greet(self.peer.again()?, self.patience.clone())?;
         if let Some(config) = fetch_config(&mut backend, &self.kind, self.queues)? {
             self.shared.set_config(config);
         }
@@ -166,7 +169,7 @@ impl Keeper {
         for (&index, ring) in &self.rings {
             let base = vhost_base(ring.config.layout, ring.state_from_memory());
             backend.start(index, ring, base)?;
-            ring.doorbell.ring();
+            ring.nudge();
             ring.interrupt.signal();
         }
         backend.driver_ok()?;

@@ -23,6 +23,9 @@ pub enum ProtocolError {
     /// The system refused.
     #[error("socket: {0}")]
     Socket(#[from] io::Error),
+    /// Nobody wants the answer any more.
+    #[error("the answer to {0} is not waited for any longer")]
+    GivenUp(&'static str),
     /// No answer in time.
     #[error("no answer to {0} in time")]
     Timeout(&'static str),
@@ -169,11 +172,23 @@ impl Channel {
         request: &'static Row,
         limit: Duration,
     ) -> Result<Message, ProtocolError> {
+        self.receive_reply_unless(request, limit, NO_FD)
+    }
+
+    /// The same, and gives up as soon as `quit` is readable.
+    pub fn receive_reply_unless(
+        &mut self,
+        request: &'static Row,
+        limit: Duration,
+        quit: RawFd,
+    ) -> Result<Message, ProtocolError> {
         let deadline = Instant::now() + limit;
         while !self.fill()? {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !wait_readable(self.fd(), left)? {
-                return Err(ProtocolError::Timeout(request.name));
+            match wait_readable(self.fd(), quit, left)? {
+                Ready::Channel if !left.is_zero() => {}
+                Ready::Quit => return Err(ProtocolError::GivenUp(request.name)),
+                Ready::Channel | Ready::Nothing => return Err(ProtocolError::Timeout(request.name)),
             }
         }
         let (header, partial) = self.take_header()?;
@@ -183,7 +198,7 @@ impl Channel {
                 flags: header.flags,
             });
         }
-        check(request.name, &partial, &REPLY_PAYLOAD, &(0..=MAX_FDS))?;
+        check(request.name, &partial, &REPLY_PAYLOAD, &request.reply_fds())?;
         let payload = partial.bytes.get(HEADER_LEN..).unwrap_or_default().to_vec();
         Ok(Message {
             row: request,
@@ -319,18 +334,32 @@ fn check(
     Ok(())
 }
 
-fn wait_readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
-    let mut poll = libc::pollfd {
+/// Not a descriptor: `poll` skips it.
+const NO_FD: RawFd = -1;
+
+enum Ready {
+    Channel,
+    Quit,
+    Nothing,
+}
+
+fn wait_readable(fd: RawFd, quit: RawFd, limit: Duration) -> io::Result<Ready> {
+    let poll = |fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
+    let mut polls = [poll(fd), poll(quit)];
     let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).max(1);
-    // SAFETY: one pollfd, on the stack, alive during the call.
-    match unsafe { libc::poll(&mut poll, 1, limit_ms) } {
-        -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => Ok(true),
+    // SAFETY: two pollfds, on the stack, alive during the call.
+    let count = unsafe { libc::poll(polls.as_mut_ptr(), 2, limit_ms) };
+    let [_, quit] = polls;
+    match count {
+        -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => Ok(Ready::Channel),
         -1 => Err(io::Error::last_os_error()),
-        count => Ok(count > 0),
+        0 => Ok(Ready::Nothing),
+        _ if quit.revents != 0 => Ok(Ready::Quit),
+        _ => Ok(Ready::Channel),
     }
 }
 

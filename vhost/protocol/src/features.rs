@@ -17,6 +17,10 @@ pub const REPLY_ACK: u64 = 1 << 3;
 pub const MTU: u64 = 1 << 4;
 /// SET_BACKEND_REQ_FD.
 pub const BACKEND_REQ: u64 = 1 << 5;
+/// SET_VRING_ENDIAN.
+pub const CROSS_ENDIAN: u64 = 1 << 6;
+/// CREATE_CRYPTO_SESSION and CLOSE_CRYPTO_SESSION.
+pub const CRYPTO_SESSION: u64 = 1 << 7;
 /// POSTCOPY_*.
 pub const PAGEFAULT: u64 = 1 << 8;
 /// GET_CONFIG and SET_CONFIG.
@@ -39,3 +43,5 @@ pub const STATUS: u64 = 1 << 16;
 pub const SHARED_OBJECT: u64 = 1 << 18;
 /// SET_DEVICE_STATE_FD and CHECK_DEVICE_STATE.
 pub const DEVICE_STATE: u64 = 1 << 19;
+/// GET_SHMEM_CONFIG, SHMEM_MAP, SHMEM_UNMAP.
+pub const SHMEM_MAP: u64 = 1 << 22;

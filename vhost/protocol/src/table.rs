@@ -12,6 +12,8 @@ pub enum Reply {
     Ack,
     /// A payload of its own, always.
     Payload,
+    /// The same, with a file descriptor or without.
+    PayloadAndFd,
     /// A payload of its own if LOG_SHMFD was negotiated, as [`Ack`](Self::Ack) otherwise.
     PayloadWithLogShm,
 }
@@ -75,14 +77,17 @@ pub mod frontend {
         20 NET_SET_MTU 8..=8, 0..=0, Ack, MTU;
         21 SET_BACKEND_REQ_FD 0..=0, 1..=1, Ack, BACKEND_REQ;
         22 IOTLB_MSG 26..=32, 0..=0, Ack, 0;
-        23 SET_VRING_ENDIAN 8..=8, 0..=0, Ack, 0;
+        23 SET_VRING_ENDIAN 8..=8, 0..=0, Ack, CROSS_ENDIAN;
         24 GET_CONFIG 12..=12 + 256, 0..=0, Payload, CONFIG;
         25 SET_CONFIG 12..=12 + 256, 0..=0, Ack, CONFIG;
-        28 POSTCOPY_ADVISE 0..=0, 0..=0, Payload, PAGEFAULT;
+        26 CREATE_CRYPTO_SESSION 0..=MAX_PAYLOAD, 0..=0, Payload, CRYPTO_SESSION;
+        27 CLOSE_CRYPTO_SESSION 8..=8, 0..=0, Ack, CRYPTO_SESSION;
+        28 POSTCOPY_ADVISE 0..=0, 0..=0, PayloadAndFd, PAGEFAULT;
         29 POSTCOPY_LISTEN 0..=0, 0..=0, Ack, PAGEFAULT;
         30 POSTCOPY_END 0..=0, 0..=0, Payload, PAGEFAULT;
-        31 GET_INFLIGHT_FD INFLIGHT_SHORT..=24, 0..=0, Payload, INFLIGHT_SHMFD;
+        31 GET_INFLIGHT_FD INFLIGHT_SHORT..=24, 0..=0, PayloadAndFd, INFLIGHT_SHMFD;
         32 SET_INFLIGHT_FD INFLIGHT_SHORT..=24, 1..=1, Ack, INFLIGHT_SHMFD;
+        33 GPU_SET_SOCKET 0..=0, 1..=1, Ack, 0;
         34 RESET_DEVICE 0..=0, 0..=0, Ack, RESET_DEVICE_FEATURE;
         35 VRING_KICK 8..=8, 0..=0, Ack, INBAND_NOTIFICATIONS;
         36 GET_MAX_MEM_SLOTS 0..=0, 0..=0, Payload, CONFIGURE_MEM_SLOTS;
@@ -90,9 +95,10 @@ pub mod frontend {
         38 REM_MEM_REG 40..=40, 0..=1, Ack, CONFIGURE_MEM_SLOTS;
         39 SET_STATUS 8..=8, 0..=0, Ack, STATUS;
         40 GET_STATUS 0..=0, 0..=0, Payload, STATUS;
-        41 GET_SHARED_OBJECT 16..=16, 0..=0, Payload, SHARED_OBJECT;
-        42 SET_DEVICE_STATE_FD 8..=8, 1..=1, Payload, DEVICE_STATE;
+        41 GET_SHARED_OBJECT 16..=16, 0..=0, PayloadAndFd, SHARED_OBJECT;
+        42 SET_DEVICE_STATE_FD 8..=8, 1..=1, PayloadAndFd, DEVICE_STATE;
         43 CHECK_DEVICE_STATE 0..=0, 0..=0, Payload, DEVICE_STATE;
+        44 GET_SHMEM_CONFIG 0..=0, 0..=0, Payload, SHMEM_MAP;
     }
 
     const RESET_DEVICE_FEATURE: u64 = crate::features::RESET_DEVICE;
@@ -111,7 +117,21 @@ pub mod backend {
         5 VRING_ERR 8..=8, 0..=0, Ack, INBAND_NOTIFICATIONS;
         6 SHARED_OBJECT_ADD 16..=16, 0..=0, Ack, SHARED_OBJECT;
         7 SHARED_OBJECT_REMOVE 16..=16, 0..=0, Ack, SHARED_OBJECT;
-        8 SHARED_OBJECT_LOOKUP 16..=16, 0..=0, Payload, SHARED_OBJECT;
+        8 SHARED_OBJECT_LOOKUP 16..=16, 0..=0, PayloadAndFd, SHARED_OBJECT;
+        9 SHMEM_MAP 40..=40, 0..=1, Ack, SHMEM_MAP_FEATURE;
+        10 SHMEM_UNMAP 40..=40, 0..=0, Ack, SHMEM_MAP_FEATURE;
+    }
+
+    const SHMEM_MAP_FEATURE: u64 = crate::features::SHMEM_MAP;
+}
+
+impl Row {
+    /// File descriptors that a reply to it may have.
+    pub fn reply_fds(&self) -> RangeInclusive<usize> {
+        match self.reply {
+            Reply::PayloadAndFd => 0..=1,
+            Reply::Ack | Reply::Payload | Reply::PayloadWithLogShm => 0..=0,
+        }
     }
 }
 

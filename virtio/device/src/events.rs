@@ -84,13 +84,17 @@ impl Doorbell {
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    /// Takes back what was rung; true if it was. For threads that poll the descriptor themselves.
+    /// Takes back what was rung; true if it was. For threads that poll the descriptor themselves. Never waits, even if a
+    /// process that shares the eventfd has made it blocking.
     #[allow(unsafe_code)]
     pub fn clear(&self) -> bool {
-        let mut count = [0; 8];
-        // SAFETY: reads 8 bytes into a live array.
-        let read = unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-        read == 8
+        let mut count = [0u8; 8];
+        let part = libc::iovec {
+            iov_base: count.as_mut_ptr().cast(),
+            iov_len: count.len(),
+        };
+        // SAFETY: one part, a live array of 8 bytes. Offset -1 is the descriptor's own position.
+        unsafe { libc::preadv2(self.0.as_raw_fd(), &part, 1, -1, libc::RWF_NOWAIT) == 8 }
     }
 
     /// The eventfd, for [`Turn::watch_eventfd`](treaty_worker::Turn::watch_eventfd) or KVM_IOEVENTFD.
