@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use treaty_listen::ListenError;
 use treaty_memory::GuestMemory;
-use treaty_vhost_protocol::payload::{Config, MemoryRegion, MemoryTable, VringAddr, VringState};
+use treaty_vhost_protocol::payload::{Config, Inflight, MemoryRegion, MemoryTable, VringAddr, VringState};
 use treaty_vhost_protocol::table::{self, Row, backend as request, frontend as code};
 use treaty_vhost_protocol::{BASELINE_REGIONS, Channel, Message, ProtocolError, features};
 use treaty_virtio_device::Doorbell;
 use treaty_virtio_spec::status;
 use zerocopy::IntoBytes;
 
+use crate::inflight::KeptLog;
 use crate::ring::Ring;
 
 /// Why a back-end cannot be used, or not any more.
@@ -56,6 +57,7 @@ const WANTED: u64 = features::MQ
     | features::REPLY_ACK
     | features::CONFIG
     | features::BACKEND_REQ
+    | features::INFLIGHT_SHMFD
     | features::RESET_DEVICE
     | features::STATUS;
 /// Requests of the back-end that are taken before anything else is looked at.
@@ -237,6 +239,30 @@ impl Backend {
             fds.push(file.as_fd());
         }
         self.set(code::SET_MEM_TABLE, &payload, &fds)
+    }
+
+    /// New in-flight logs for `queues` rings of at most `queue_size` entries, if the back-end knows of such.
+    pub fn new_log(&mut self, queues: u16, queue_size: u16) -> Result<Option<KeptLog>, BackendError> {
+        if !self.has(features::INFLIGHT_SHMFD) {
+            return Ok(None);
+        }
+        let asked = Inflight {
+            queues,
+            queue_size,
+            ..Inflight::default()
+        };
+        let mut reply = self.ask(code::GET_INFLIGHT_FD, asked.as_bytes(), ANSWER_LIMIT)?;
+        let fd = reply.take_fd();
+        Ok(KeptLog::new(reply.read_padded(), fd))
+    }
+
+    /// Hands in-flight logs over; false if the back-end does not know what to do with them.
+    pub fn set_log(&mut self, log: &KeptLog) -> Result<bool, BackendError> {
+        if !self.has(features::INFLIGHT_SHMFD) {
+            return Ok(false);
+        }
+        self.set(code::SET_INFLIGHT_FD, log.area.as_bytes(), &[log.fd()])?;
+        Ok(true)
     }
 
     /// Starts ring `index` at `base`.

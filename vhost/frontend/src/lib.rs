@@ -17,6 +17,7 @@
 
 mod backend;
 mod device;
+mod inflight;
 mod kind;
 mod link;
 mod peer;

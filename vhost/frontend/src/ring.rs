@@ -1,5 +1,12 @@
 use treaty_memory::GuestMemory;
 use treaty_virtio_device::{DeviceQueue, Doorbell, Interrupt, Layout, QueueState, RingConfig};
+use treaty_virtio_spec::ring::{DESC_SIZE, PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED};
+
+/// Split: of the index in both rings. virtio 1.3 §2.7.6
+const INDEX: u64 = 2;
+/// Packed: of the flags in a descriptor. virtio 1.3 §2.8.13
+const FLAGS: u64 = 14;
+const WRAP_BIT: u16 = 1 << 15;
 
 /// One ring that the back-end runs for us.
 pub struct Ring {
@@ -46,25 +53,45 @@ impl Ring {
         self.doorbell.ring();
     }
 
-    /// Where the ring stands when the back-end died without saying. Split: what the driver has seen used; whatever was in
-    /// flight is taken again from there. Packed: the ring does not tell, so it goes on from its start.
+    /// Where the ring stands as far as its own memory tells. Split: what the driver has seen used. Packed: the ring does not tell,
+    /// so it is where it started.
     pub fn state_from_memory(&self) -> QueueState {
-        const USED_INDEX: u64 = 2;
-        let mut bytes = [0; 2];
         match self.config.layout {
-            Layout::Split
-                if self
-                    .memory
-                    .read(self.config.device_area + USED_INDEX, &mut bytes)
-                    .is_ok() =>
-            {
-                let used = u16::from_le_bytes(bytes);
-                QueueState {
+            Layout::Split => self
+                .word(self.config.device_area + INDEX)
+                .map_or(self.start, |used| QueueState {
                     next_avail: used,
                     next_used: used,
-                }
-            }
-            Layout::Split | Layout::Packed => self.start,
+                }),
+            Layout::Packed => self.start,
         }
+    }
+
+    /// True if a back-end that knows no more than [`state_from_memory`](Self::state_from_memory) neither loses nor repeats
+    /// anything. `in_order`: the one that died gave chains back in the order in which it took them.
+    pub fn memory_tells_all(&self, in_order: bool) -> bool {
+        match self.config.layout {
+            Layout::Split => {
+                let used = self.word(self.config.device_area + INDEX);
+                let none_left = used == self.word(self.config.driver_area + INDEX);
+                in_order || none_left || used == Some(self.start.next_used)
+            }
+            // Nothing was used since the start.
+            Layout::Packed => {
+                let slot = u64::from(self.start.next_used & !WRAP_BIT);
+                let flags = self.word(self.config.descriptor_area + slot * DESC_SIZE as u64 + FLAGS);
+                let wrap = self.start.next_used & WRAP_BIT != 0;
+                flags.is_some_and(|flags| {
+                    let state = (flags & PACKED_DESC_F_AVAIL != 0, flags & PACKED_DESC_F_USED != 0);
+                    state != (wrap, wrap)
+                })
+            }
+        }
+    }
+
+    fn word(&self, addr: u64) -> Option<u16> {
+        let mut bytes = [0; 2];
+        self.memory.read(addr, &mut bytes).ok()?;
+        Some(u16::from_le_bytes(bytes))
     }
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use treaty_virtio_device::{Doorbell, QueueState, Reply, vhost_base, vhost_state};
+use treaty_virtio_device::{DeviceId, Doorbell, Features, QueueState, Reply, vhost_base, vhost_state};
+use treaty_virtio_spec::feature;
 
 use crate::backend::{Backend, BackendError, Patience};
+use crate::inflight::KeptLog;
 use crate::kind::{ConfigSource, Kind};
 use crate::link::{Command, Shared};
 use crate::peer::Peer;
@@ -27,6 +29,8 @@ pub struct Keeper {
     /// What runs, or would run if the back-end were here.
     rings: BTreeMap<u16, Ring>,
     accepted: u64,
+    /// What is in flight, for the back-end's successor.
+    log: Option<KeptLog>,
     pause: Duration,
     next_try: Instant,
 }
@@ -55,6 +59,7 @@ impl Keeper {
             shared,
             rings: BTreeMap::new(),
             accepted: 0,
+            log: None,
             pause: FIRST_PAUSE,
             next_try: Instant::now(),
         }
@@ -100,14 +105,26 @@ impl Keeper {
         let first = self.rings.is_empty();
         self.accepted = accepted & !self.kind.own_features.0;
         let accepted = self.accepted;
-        let base = vhost_base(ring.config.layout, ring.start);
+        let layout = ring.config.layout;
+        if ring.start == QueueState::fresh(layout) {
+            match &self.log {
+                Some(_) if first => self.log = None,
+                Some(log) => log.forget(layout, index),
+                None => {}
+            }
+        }
+        let base = vhost_base(layout, ring.start);
+        let mut log = self.log.take();
+        let most = (self.queues, self.kind.queue_size);
         self.attempt(|backend| {
             if first {
                 backend.prepare(accepted, &ring.memory)?;
+                hand_over_log(backend, &mut log, most)?;
             }
             backend.start(index, &ring, base)?;
             backend.driver_ok()
         });
+        self.log = log;
         ring.nudge();
         self.rings.insert(index, ring);
     }
@@ -166,7 +183,16 @@ impl Keeper {
             }
             return Err(error);
         }
+        let most = (self.queues, self.kind.queue_size);
+        let known = hand_over_log(&mut backend, &mut self.log, most)?;
+        let one_by_one = [DeviceId::NET, DeviceId::RNG, DeviceId::CONSOLE].contains(&self.kind.id);
+        let in_order = one_by_one || Features(self.accepted).has(feature::IN_ORDER);
         for (&index, ring) in &self.rings {
+            if !known && !ring.memory_tells_all(in_order) {
+                let reason = format!("queue {index}: the back-end died with requests that only it knew of");
+                self.shared.needs_reset(&reason);
+                continue;
+            }
             let base = vhost_base(ring.config.layout, ring.state_from_memory());
             backend.start(index, ring, base)?;
             ring.nudge();
@@ -236,6 +262,23 @@ impl Keeper {
             self.shared.set_config(config);
         }
     }
+}
+
+/// Gives the back-end the logs that were kept, or has it make new ones, for that `most` queues and entries; true if it knows from
+/// old ones what was in flight.
+fn hand_over_log(
+    backend: &mut Backend,
+    log: &mut Option<KeptLog>,
+    most: (u16, u16),
+) -> Result<bool, BackendError> {
+    if let Some(kept) = log {
+        return backend.set_log(kept);
+    }
+    if let Some(new) = backend.new_log(most.0, most.1)? {
+        backend.set_log(&new)?;
+        *log = Some(new);
+    }
+    Ok(false)
 }
 
 /// The configuration, if the back-end keeps it.
