@@ -24,7 +24,13 @@ struct Long {
     tests: &'static str,
 }
 
-const LONG: [Long; 3] = [
+const LONG: [Long; 4] = [
+    Long {
+        name: "kills",
+        package: "treaty-tests",
+        program: "crash",
+        tests: "",
+    },
     Long {
         name: "hostile-front-end",
         package: "treaty-vhost-backend",

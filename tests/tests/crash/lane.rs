@@ -330,7 +330,7 @@ fn contents(lane: u16, block: u64, version: u64) -> [u8; BLOCK] {
     if version != 0 {
         let mut random = Random(u64::from(lane) << 56 | block << 40 | version);
         for chunk in bytes.chunks_exact_mut(8) {
-            chunk.copy_from_slice(&random.next().to_le_bytes());
+            chunk.copy_from_slice(&random.draw().to_le_bytes());
         }
     }
     bytes

@@ -17,19 +17,22 @@ use std::time::{Duration, Instant};
 use treaty_memory::{GuestMemory, Region};
 use treaty_testkit::{WAIT_LIMIT, scale};
 use treaty_tests::CrashStep;
-use treaty_vhost_frontend::{Kind, VhostUserDevice};
+use treaty_vhost_frontend::{Kind, Link, Peer, VhostUserDevice};
 use treaty_virtio_device::{DeviceEvents, Features, VirtioDevice};
 use treaty_virtio_spec::{blk, feature};
 
 use daemon::{Daemon, End};
 use lane::{BLOCK, BLOCKS, Lane, NoReset, memory_bytes};
 
+/// How long our front-end waits for an answer; twice as long for a ring to drain.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
 /// SplitMix64.
 pub struct Random(pub u64);
 
 impl Random {
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -39,7 +42,7 @@ impl Random {
 
     /// A number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        self.draw() % limit
     }
 }
 
@@ -57,7 +60,9 @@ impl Rig {
         let disk = std::fs::File::create(dir.join("disk")).unwrap();
         disk.set_len(u64::from(queues) * BLOCKS * BLOCK as u64).unwrap();
         let daemon = Daemon::start(dir, queues);
-        let mut device = VhostUserDevice::connect(daemon.socket().to_owned(), Kind::blk(queues)).unwrap();
+        let peer = Peer::Connect(daemon.socket().to_owned());
+        let link = Link::open_within(peer, Kind::blk(queues), ANSWER_LIMIT, 2 * ANSWER_LIMIT).unwrap();
+        let mut device = VhostUserDevice::new(Arc::new(link));
         let broken = Arc::new(NoReset(AtomicBool::new(false)));
         let events = DeviceEvents::new(broken.clone());
         device.attach(events.clone());
@@ -173,7 +178,7 @@ fn hardening_33_kills_packed_4_queues() {
 
 /// A daemon that is stopped for longer than our front-end waits for answers is given up and found again.
 fn stands_still(layout: Features) {
-    let seconds = scale(12, 45);
+    let seconds = scale(5, 45);
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(dir.path(), 1, features(layout, 1, 2), 2);
     let disk = dir.path().join("disk");
