@@ -307,3 +307,71 @@ pub fn wait_readable(fd: &impl AsFd, limit: Duration) -> bool {
 pub fn dup(fd: &impl AsFd) -> OwnedFd {
     fd.as_fd().try_clone_to_owned().expect("dup")
 }
+
+/// Sends bytes and descriptors as they are, more of them than a message may have, too. Never waits.
+///
+/// # Errors
+/// If the socket is full or closed.
+#[allow(unsafe_code)]
+pub fn send_bytes(stream: &UnixStream, bytes: &[u8], fds: &[&OwnedFd]) -> std::io::Result<()> {
+    let mut control = [0u64; 16];
+    let mut iov = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let data = (fds.len() * 4) as u32;
+    // SAFETY: all-zero is a valid msghdr; it points to live buffers, and 128 bytes hold the header and up to 16 descriptors.
+    let sent = unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &mut iov;
+        header.msg_iovlen = 1;
+        if !fds.is_empty() {
+            assert!(libc::CMSG_SPACE(data) as usize <= size_of_val(&control));
+            header.msg_control = control.as_mut_ptr().cast();
+            header.msg_controllen = libc::CMSG_SPACE(data) as usize;
+            let first = libc::CMSG_FIRSTHDR(&header);
+            (*first).cmsg_level = libc::SOL_SOCKET;
+            (*first).cmsg_type = libc::SCM_RIGHTS;
+            (*first).cmsg_len = libc::CMSG_LEN(data) as usize;
+            for (index, fd) in fds.iter().enumerate() {
+                libc::CMSG_DATA(first)
+                    .cast::<i32>()
+                    .add(index)
+                    .write_unaligned(fd.as_raw_fd());
+            }
+        }
+        libc::sendmsg(
+            stream.as_raw_fd(),
+            &header,
+            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+        )
+    };
+    if sent < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Writes an eventfd. Never waits, whoever has made it blocking.
+#[allow(unsafe_code)]
+pub fn poke(fd: &OwnedFd, count: u64) {
+    // SAFETY: eight bytes of a live array; the other call takes no pointers.
+    unsafe {
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK);
+        libc::write(fd.as_raw_fd(), count.to_ne_bytes().as_ptr().cast(), 8);
+    }
+}
+
+/// Makes an eventfd full, and blocking for everybody who shares it.
+#[allow(unsafe_code)]
+pub fn hold(fd: &OwnedFd) {
+    let mut count = [0u8; 8];
+    // SAFETY: eight bytes of a live array; the other calls take no pointers.
+    unsafe {
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK);
+        libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), 8);
+        poke(fd, u64::MAX - 1);
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, 0);
+    }
+}

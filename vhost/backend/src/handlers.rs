@@ -9,7 +9,7 @@ use treaty_vhost_protocol::payload::{
     Config, Log, MemoryRegion, MemoryTable as TableHeader, SingleRegion, VRING_FD_INDEX, VRING_FD_NONE,
     VRING_LOG, VringAddr, VringState,
 };
-use treaty_vhost_protocol::table::frontend as code;
+use treaty_vhost_protocol::table::{Reply, frontend as code};
 use treaty_vhost_protocol::{Message, features};
 use treaty_virtio_device::{DeviceId, Features};
 use treaty_virtio_spec::feature;
@@ -18,6 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::inflight;
 use crate::memory::{MAX_SLOTS, RegionRefused};
+use crate::notify::set_nonblocking;
 use crate::session::{Session, SessionError, refused};
 use crate::vring::Vring;
 
@@ -29,12 +30,14 @@ pub enum Outcome {
     Payload(Vec<u8>, Vec<OwnedFd>),
     /// Not done, and the connection can go on if the peer hears of it.
     Rejected(String),
+    /// Part of a feature that is not offered, and no harm if it is passed over.
+    NotServed,
 }
 
 type Result<T> = std::result::Result<T, SessionError>;
 
 /// Protocol features on offer. CONFIG only for devices that have a configuration: QEMU warns of it where it has no use for it.
-fn protocol_features(session: &Session<'_>) -> u64 {
+pub fn offered_protocol(session: &Session<'_>) -> u64 {
     match session.device.description().config_len {
         0 => PROTOCOL_FEATURES & !features::CONFIG,
         _ => PROTOCOL_FEATURES,
@@ -57,7 +60,7 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::GET_FEATURES => Ok(number(offered(session))),
         code::SET_FEATURES => set_features(session, &message),
         code::SET_OWNER | code::RESET_OWNER => Ok(Outcome::Done),
-        code::GET_PROTOCOL_FEATURES => Ok(number(protocol_features(session))),
+        code::GET_PROTOCOL_FEATURES => Ok(number(offered_protocol(session))),
         code::SET_PROTOCOL_FEATURES => set_protocol_features(session, &message),
         code::GET_QUEUE_NUM => Ok(number(queue_num(session))),
         code::SET_MEM_TABLE => set_mem_table(session, message),
@@ -83,7 +86,23 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::RESET_DEVICE => Ok(reset_device(session)),
         code::SET_STATUS => set_status(session, &message),
         code::GET_STATUS => Ok(number(u64::from(status(session)))),
-        _ => Err(refused(message.row.name, "not offered by this back-end")),
+        _ => Ok(not_served(message)),
+    }
+}
+
+/// The answer to messages of features that are not on offer. A front-end that sends them all the same hears no, in the form that
+/// the message has for it, and goes on.
+fn not_served(message: Message) -> Outcome {
+    match message.row.code {
+        // The question again, and no descriptor.
+        code::GET_SHARED_OBJECT => Outcome::Payload(message.payload, Vec::new()),
+        // No regions.
+        code::GET_SHMEM_CONFIG => number(0),
+        code::CREATE_CRYPTO_SESSION => number(u64::MAX),
+        // A failure, and the flag that says that there is no descriptor.
+        code::SET_DEVICE_STATE_FD => number(VRING_FD_NONE | 1),
+        _ if message.row.reply == Reply::Ack => Outcome::NotServed,
+        _ => number(1),
     }
 }
 
@@ -99,7 +118,6 @@ const RING_FEATURES: Features = feature::VERSION_1
     .with(feature::IN_ORDER)
     .with(feature::RING_RESET);
 
-/// Everything that a driver may have, with the protocol's own bit.
 /// Front-ends count the queues of a network card in pairs, and answer its control queue themselves.
 fn queue_num(session: &Session<'_>) -> u64 {
     let rings = session.vrings.len() as u64;
@@ -109,6 +127,7 @@ fn queue_num(session: &Session<'_>) -> u64 {
     }
 }
 
+/// Everything that a driver may have, with the protocol's own bits.
 fn offered(session: &Session<'_>) -> u64 {
     let device = session.device.description().features;
     device.0 | RING_FEATURES.0 | features::PROTOCOL_FEATURES | features::LOG_ALL
@@ -145,7 +164,7 @@ fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome>
 
 fn set_protocol_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
     let wanted: u64 = message.read()?;
-    let extra = wanted & !protocol_features(session);
+    let extra = wanted & !offered_protocol(session);
     if extra != 0 {
         return Err(refused(
             message.row.name,
@@ -302,16 +321,8 @@ fn check_eventfd(fd: &OwnedFd) -> std::result::Result<(), String> {
     if link.as_os_str() != "anon_inode:[eventfd]" {
         return Err(format!("an eventfd was expected, not {}", link.display()));
     }
-    #[allow(unsafe_code)]
-    // SAFETY: takes no pointers; the descriptor is open.
-    let set = unsafe {
-        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
-        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
-    };
-    match set {
-        0 => Ok(()),
-        _ => Err("the descriptor cannot be made non-blocking".into()),
-    }
+    set_nonblocking(fd.as_raw_fd())
+        .map_err(|error| format!("the descriptor cannot be made non-blocking: {error}"))
 }
 
 /// Ring index and descriptor of SET_VRING_KICK, _CALL and _ERR.
@@ -345,20 +356,28 @@ fn set_vring_kick(session: &mut Session<'_>, mut message: Message) -> Result<Out
     Ok(Outcome::Done)
 }
 
+fn duplicating(source: std::io::Error) -> SessionError {
+    SessionError::Host {
+        action: "duplicate an eventfd",
+        source,
+    }
+}
+
 fn set_vring_call(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
     let (index, fd) = vring_fd(&mut message)?;
     let vring = vring(session, message.row.name, index)?;
-    vring.call.set(fd);
+    vring.call.set(fd).map_err(duplicating)?;
     if vring.running {
         // An interrupt may have gone to the descriptor that was replaced.
-        treaty_virtio_device::InterruptSink::signal(&*vring.call);
+        vring.call.remind();
     }
     Ok(Outcome::Done)
 }
 
 fn set_vring_err(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
     let (index, fd) = vring_fd(&mut message)?;
-    vring(session, message.row.name, index)?.err.set(fd);
+    let vring = vring(session, message.row.name, index)?;
+    vring.err.set(fd).map_err(duplicating)?;
     Ok(Outcome::Done)
 }
 

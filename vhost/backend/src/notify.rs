@@ -1,26 +1,82 @@
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::thread;
+use std::time::Duration;
 
 use treaty_vhost_protocol::{Channel, table};
-use treaty_virtio_device::{EventSink, InterruptSink};
+use treaty_virtio_device::{Doorbell, EventSink, InterruptSink};
 
 /// A ring's call or error descriptor. The front-end may change it while the ring runs (it does to mask interrupts).
+///
+/// It shares the eventfd and may have made it blocking and full, which holds whoever signals it: [`relieve`](Self::relieve).
 #[derive(Default)]
-pub struct CallFd(Mutex<Option<File>>);
+pub struct CallFd {
+    fd: Mutex<Option<File>>,
+    /// The same descriptor once more, for whoever does not want to wait for the first lock.
+    relief: Mutex<Option<Arc<OwnedFd>>>,
+}
 
 impl CallFd {
     /// Takes a new descriptor; `None` means that the front-end polls.
-    pub fn set(&self, fd: Option<OwnedFd>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = fd.map(File::from);
+    pub fn set(&self, fd: Option<OwnedFd>) -> io::Result<()> {
+        let copy = fd.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let mut guard = loop {
+            match self.fd.try_lock() {
+                Ok(guard) => break guard,
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    self.relieve();
+                    thread::sleep(RELIEF_PAUSE);
+                }
+            }
+        };
+        *guard = fd.map(File::from);
+        *self.relief.lock().unwrap_or_else(PoisonError::into_inner) = copy.map(Arc::new);
+        Ok(())
+    }
+
+    /// Signals from the connection's own thread, which must not be held.
+    pub fn remind(&self) {
+        let fd = self.relief.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(fd) = fd
+            && set_nonblocking(fd.as_raw_fd()).is_ok()
+        {
+            Doorbell::from_shared(fd).ring();
+        }
+    }
+
+    /// Lets go whoever is held by a full eventfd that the front-end has made blocking: its counter is emptied.
+    pub fn relieve(&self) {
+        let fd = self.relief.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(fd) = fd {
+            Doorbell::from_shared(fd).clear();
+        }
     }
 }
 
+/// Makes a descriptor non-blocking, for everybody who shares it.
+pub fn set_nonblocking(fd: RawFd) -> io::Result<()> {
+    #[allow(unsafe_code)]
+    // SAFETY: takes no pointers; a descriptor that is not open is an error.
+    let set = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    match set {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Between two tries to get past somebody who is held.
+const RELIEF_PAUSE: Duration = Duration::from_millis(1);
+
 impl InterruptSink for CallFd {
     fn signal(&self) {
-        let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mut fd) = guard.as_ref() {
             // A full counter has not been read yet: the front-end is already called.
             let _ = fd.write(&1u64.to_ne_bytes());
@@ -80,7 +136,8 @@ impl EventSink for Events {
         let Some(row) = table::row(table::backend::ROWS, table::backend::CONFIG_CHANGE_MSG) else {
             return;
         };
-        if let Err(error) = channel.send(row, false, &[], &[]) {
+        // Whoever calls must not wait for a front-end that does not read.
+        if let Err(error) = channel.send_now(row, &[]) {
             tracing::warn!(%error, "the front-end does not take back-end messages; channel closed");
             *guard = None;
         }
@@ -88,7 +145,8 @@ impl EventSink for Events {
 
     fn needs_reset(&self, reason: &str) {
         self.mark_broken(reason);
-        for err in self.errs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        let errs = self.errs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for err in errs {
             err.signal();
         }
     }

@@ -10,13 +10,12 @@ use treaty_vhost_protocol::payload::{VRING_LOG, VringAddr};
 use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
 use treaty_virtio_device::{
-    DeviceEvents, DeviceId, DeviceQueue, Doorbell, Features, Interrupt, InterruptSink, Layout, QueueLog,
-    QueueParts, Reply, RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base,
-    vhost_state,
+    DeviceEvents, DeviceId, DeviceQueue, Doorbell, Features, Interrupt, Layout, QueueLog, QueueParts, Reply,
+    RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base, vhost_state,
 };
 use treaty_virtio_spec::net::feature as net;
 
-use crate::handlers::{Outcome, handle};
+use crate::handlers::{Outcome, handle, offered_protocol};
 use crate::inflight::Logs;
 use crate::memory::{MemoryTable, RegionRefused};
 use crate::notify::{Events, RingEvents};
@@ -91,6 +90,9 @@ impl Stop {
         }
     }
 }
+
+/// A ring that has not drained after this long may be held by an eventfd.
+const RELIEF: Duration = Duration::from_millis(20);
 
 /// One connection to a front-end.
 pub struct Session<'d> {
@@ -179,7 +181,8 @@ impl<'d> Session<'d> {
     fn answer(&mut self, message: Message) -> Result<(), SessionError> {
         let (row, need_reply) = (message.row, message.need_reply);
         tracing::debug!(request = row.name, "message");
-        if self.protocol_features & row.needs != row.needs {
+        let missing = row.needs & !self.protocol_features;
+        if missing & offered_protocol(self) != 0 {
             return Err(refused(row.name, "its protocol feature was not negotiated"));
         }
         let outcome = handle(self, message)?;
@@ -202,6 +205,8 @@ impl<'d> Session<'d> {
                 }
                 self.channel.reply_value(row, &1u64)?;
             }
+            Outcome::NotServed if acks => self.channel.reply_value(row, &1u64)?,
+            Outcome::NotServed => tracing::warn!(request = row.name, "not served; ignored"),
             Outcome::Done | Outcome::Payload(..) => {}
         }
         Ok(())
@@ -241,17 +246,16 @@ impl<'d> Session<'d> {
         let queue = self.build_queue(index)?;
         let accepted = self.driver_features();
         let number = queue.index();
-        // Work may have been offered while nobody listened. virtio 1.3 §2.9
-        let doorbell = queue.doorbell().clone();
+        // Work may have been offered while nobody listened (virtio 1.3 §2.9): a queue looks at its ring in its first turn. The
+        // doorbell is not rung: the front-end shares it, and may have made it blocking and full.
         self.device
             .start_queue(number, queue, accepted)
             .map_err(|error| start_failed(&error))?;
-        doorbell.ring();
         if let Some(vring) = self.vrings.get_mut(index) {
             vring.running = true;
             if std::mem::take(&mut vring.from_log) && self.logs.is_some() {
                 // The process before may have died between a publication and its interrupt.
-                vring.call.signal();
+                vring.call.remind();
             }
         }
         tracing::info!(queue = number, "ring started");
@@ -318,9 +322,6 @@ impl<'d> Session<'d> {
 
     /// Where a ring's writes are recorded: nowhere unless the front-end is migrating.
     fn queue_log(&self, addr: VringAddr) -> Option<QueueLog> {
-        if std::env::var_os("NOLOG").is_some() {
-            return None;
-        }
         let log = self
             .log
             .clone()
@@ -342,9 +343,18 @@ impl<'d> Session<'d> {
         });
         self.device.stop_queue(index as u16, reply);
         vring.running = false;
-        match state.recv() {
+        let state = loop {
+            match state.recv_timeout(RELIEF) {
+                Err(mpsc::RecvTimeoutError::Timeout) => self.vrings.iter().for_each(Vring::relieve),
+                answer => break answer,
+            }
+        };
+        let Some(vring) = self.vrings.get_mut(index) else {
+            return;
+        };
+        match state {
             Ok(Some(state)) => vring.base = vhost_base(layout, state),
-            Ok(None) | Err(mpsc::RecvError) => {
+            Ok(None) | Err(_) => {
                 vring.from_log = true;
                 tracing::warn!(queue = index, "ring ended without a state");
             }

@@ -27,3 +27,11 @@ pub struct Vring {
     /// The device runs it.
     pub running: bool,
 }
+
+impl Vring {
+    /// Lets go whoever is held by its eventfds.
+    pub fn relieve(&self) {
+        self.call.relieve();
+        self.err.relieve();
+    }
+}

@@ -224,6 +224,22 @@ impl Channel {
         self.send_raw(request.code, flags, payload, fds)
     }
 
+    /// Sends a short request that needs no answer, or fails at once if the peer has left its end of the socket full.
+    pub fn send_now(&self, request: &Row, payload: &[u8]) -> Result<(), ProtocolError> {
+        let size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = Header {
+            request: request.code,
+            flags: FLAG_VERSION,
+            size,
+        };
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend_from_slice(payload);
+        match send_once(self.fd(), &bytes, &[], libc::MSG_DONTWAIT)? {
+            count if count == bytes.len() => Ok(()),
+            _ => Err(ProtocolError::HalfMessage),
+        }
+    }
+
     /// Answers `request`.
     pub fn reply(&self, request: &Row, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ProtocolError> {
         self.send_raw(request.code, FLAG_VERSION | FLAG_REPLY, payload, fds)
@@ -251,7 +267,7 @@ impl Channel {
         let mut rest: &[u8] = &bytes;
         let mut fds = fds;
         while !rest.is_empty() {
-            let count = send_once(self.fd(), rest, fds)?;
+            let count = send_once(self.fd(), rest, fds, 0)?;
             fds = &[];
             rest = rest.get(count..).unwrap_or_default();
         }
@@ -428,8 +444,8 @@ fn take_fds(header: &libc::msghdr, fds: &mut Vec<OwnedFd>) {
     }
 }
 
-/// One `sendmsg` that waits if the socket is full; bytes sent.
-fn send_once(fd: RawFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+/// One `sendmsg` with these flags; bytes sent.
+fn send_once(fd: RawFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: i32) -> io::Result<usize> {
     assert!(
         fds.len() <= MAX_FDS,
         "our own messages carry at most MAX_FDS descriptors"
@@ -462,7 +478,7 @@ fn send_once(fd: RawFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usiz
     }
     loop {
         // SAFETY: the header points to live buffers of the lengths given.
-        let count = unsafe { libc::sendmsg(fd, &header, libc::MSG_NOSIGNAL) };
+        let count = unsafe { libc::sendmsg(fd, &header, libc::MSG_NOSIGNAL | flags) };
         if count >= 0 {
             return Ok(count.unsigned_abs());
         }

@@ -88,7 +88,7 @@ fn hardening_11_bad_messages_end_the_connection_and_leak_nothing() {
     for (name, bytes, fds) in cases {
         let (peer, mut ours) = pair();
         let before = open_fds();
-        send_once(peer.as_raw_fd(), &bytes, &vec![null.as_fd(); fds]).unwrap();
+        send_once(peer.as_raw_fd(), &bytes, &vec![null.as_fd(); fds], 0).unwrap();
         let error = ours
             .try_receive()
             .err()
@@ -107,7 +107,7 @@ fn hardening_11_descriptor_floods_and_half_messages() {
     let before = open_fds();
     for byte in raw(frontend::SET_FEATURES, FLAG_VERSION, 8, &[0; 7]) {
         // Descriptors with every byte: far more than any message may have.
-        send_once(peer.as_raw_fd(), &[byte], &[null.as_fd(); MAX_FDS]).unwrap();
+        send_once(peer.as_raw_fd(), &[byte], &[null.as_fd(); MAX_FDS], 0).unwrap();
     }
     assert!(matches!(ours.try_receive(), Err(ProtocolError::FdCount { .. })));
     drop(ours);

@@ -76,6 +76,11 @@ impl Doorbell {
         Self(Arc::new(fd))
     }
 
+    /// Takes an eventfd that others hold too.
+    pub fn from_shared(fd: Arc<OwnedFd>) -> Self {
+        Self(fd)
+    }
+
     /// Rings it.
     #[allow(unsafe_code)]
     pub fn ring(&self) {
