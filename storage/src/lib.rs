@@ -11,7 +11,7 @@ mod open;
 mod raw;
 mod sys;
 
-pub use block::{BlockImage, BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
+pub use block::{BlockImage, BlockQueue, Capabilities, Extent, Finished, Request, RequestKind, StorageError};
 pub use lock::LockTime;
 pub use memory::{NullImage, RamImage};
 pub use open::{Format, OpenOptions, open};

@@ -54,7 +54,7 @@ impl OpenOptions {
 /// Opens an image and locks it (compatibly with QEMU's image locking).
 pub fn open(options: &OpenOptions) -> Result<Arc<dyn BlockImage>, StorageError> {
     match options.format {
-        Format::Raw => Ok(Arc::new(RawImage::new(open_file(options)?))),
+        Format::Raw => Ok(Arc::new(RawImage::new(open_file(options, false)?))),
     }
 }
 
@@ -65,7 +65,8 @@ fn refused(path: &Path, reason: impl Into<String>) -> StorageError {
     }
 }
 
-fn open_file(options: &OpenOptions) -> Result<RawFile, StorageError> {
+/// Opens and locks a file. One that holds an image format is `growable`, and may have any length.
+pub(crate) fn open_file(options: &OpenOptions, growable: bool) -> Result<RawFile, StorageError> {
     let path = &options.path;
     let direct = if options.direct { libc::O_DIRECT } else { 0 };
     // O_NONBLOCK: opening a FIFO by mistake must not wait for its other end.
@@ -98,7 +99,8 @@ fn open_file(options: &OpenOptions) -> Result<RawFile, StorageError> {
     if options.lock == LockTime::Held {
         lock(&file, options.read_only).map_err(|error| error.explain(path, options.read_only))?;
     }
-    measure(file, options, kind.is_block_device())
+    let growable = growable && !kind.is_block_device();
+    measure(file, options, kind.is_block_device(), growable)
 }
 
 /// What to tell somebody whose image cannot be opened.
@@ -119,7 +121,12 @@ fn advice(error: &io::Error, options: &OpenOptions) -> String {
 }
 
 /// Length and block sizes of an open file.
-fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawFile, StorageError> {
+fn measure(
+    file: File,
+    options: &OpenOptions,
+    block_device: bool,
+    growable: bool,
+) -> Result<RawFile, StorageError> {
     let path = &options.path;
     let host = |source| StorageError::Host {
         action: format!("measure {}", path.display()),
@@ -139,7 +146,7 @@ fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawF
             "it is empty; give it a size first (truncate -s 10G FILE)",
         ));
     }
-    if len % SECTOR != 0 {
+    if len % SECTOR != 0 && !growable {
         let whole = len.next_multiple_of(SECTOR);
         return Err(refused(
             path,
@@ -156,7 +163,7 @@ fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawF
     };
     block_size = block_size.max(alignment);
     optimal_size = optimal_size.max(block_size);
-    if len % u64::from(block_size) != 0 {
+    if len % u64::from(block_size) != 0 && !growable {
         return Err(refused(
             path,
             format!(
@@ -171,6 +178,7 @@ fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawF
         block_size,
         optimal_size,
         read_only: options.read_only,
+        growable,
         alignment: alignment as usize,
         users: (options.lock == LockTime::Running).then(Users::default),
         state: Default::default(),

@@ -38,6 +38,24 @@ pub(crate) fn set_blocking(file: &File) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK) })
 }
 
+/// Whether there is data at `offset`, and where that ends (`None`: at the file's end). A file system that does not know
+/// says that all is data.
+pub(crate) fn next_edge(file: &File, offset: u64) -> io::Result<(bool, Option<u64>)> {
+    let at = i64::try_from(offset).map_err(io::Error::other)?;
+    let seek = |whence| {
+        // SAFETY: lseek takes no pointers. The file's position is not used: all reads and writes name theirs.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), at, whence) };
+        u64::try_from(found).map_err(|_| io::Error::last_os_error())
+    };
+    match seek(libc::SEEK_DATA) {
+        Ok(data) if data > offset => Ok((false, Some(data))),
+        Ok(_) => Ok((true, seek(libc::SEEK_HOLE).ok())),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok((false, None)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok((true, None)),
+        Err(error) => Err(error),
+    }
+}
+
 fn one_byte(kind: i32, byte: i64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,

@@ -8,6 +8,7 @@
 
 mod engine;
 mod epoll;
+mod local;
 mod mailbox;
 mod op;
 mod poll;
@@ -22,6 +23,7 @@ mod turn;
 mod uring;
 mod worker;
 
+pub use local::Local;
 pub use op::{Completion, HostOp, OpKind};
 pub use poll::Poll;
 pub use task::{Exit, Progress, Task, TaskId};
