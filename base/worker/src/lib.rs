@@ -8,6 +8,7 @@
 
 mod engine;
 mod epoll;
+mod lanes;
 mod local;
 mod mailbox;
 mod op;
@@ -23,6 +24,7 @@ mod turn;
 mod uring;
 mod worker;
 
+pub use lanes::Lanes;
 pub use local::Local;
 pub use op::{Completion, HostOp, OpKind};
 pub use poll::Poll;
