@@ -101,7 +101,8 @@ pub struct Finished {
     pub tag: u32,
     /// Done, or why not. Partial transfers do not exist: they are continued inside.
     pub result: Result<(), Box<StorageError>>,
-    /// The request's buffers, for reuse. Their start may have been [advanced](IoBuffers::advance) past.
+    /// The request's buffers, for reuse. Their start may have been [advanced](IoBuffers::advance) past;
+    /// of a transfer that failed, what was advanced past has been transferred.
     pub buffers: IoBuffers,
 }
 

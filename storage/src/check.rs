@@ -5,7 +5,7 @@ pub(crate) const MAX_LEN: u64 = i64::MAX as u64 & !0xffff;
 
 /// Refuses a request that does not fit an image: everything that comes after may rely on range and alignment.
 #[inline]
-pub(crate) fn check(request: &Request, image: &Capabilities) -> Result<(), StorageError> {
+pub fn check(request: &Request, image: &Capabilities) -> Result<(), StorageError> {
     let data_len = request.buffers.len() as u64;
     let (offset, len) = match request.kind {
         RequestKind::Flush => return Ok(()),

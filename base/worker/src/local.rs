@@ -4,7 +4,7 @@ use crate::epoll::Epoll;
 use crate::mailbox::Mailbox;
 use crate::schedule::Schedule;
 use crate::uring::Uring;
-use crate::{ReactorKind, WorkerError, WorkerHandle};
+use crate::{Poll, ReactorKind, WorkerError, WorkerHandle};
 
 /// A worker without a thread: its tasks run inside [`step`](Self::step), on the caller's thread. For tools, which have
 /// nothing else to do than to wait.
@@ -32,7 +32,8 @@ impl Local {
         if kind != ReactorKind::Epoll {
             match Uring::new(mailbox.fd()) {
                 Ok(engine) => {
-                    let schedule = Reactors::Uring(Box::new(Schedule::new(engine, mailbox.clone())));
+                    let schedule =
+                        Reactors::Uring(Box::new(Schedule::new(engine, mailbox.clone(), Poll::Off)));
                     return Ok(Self { schedule, mailbox });
                 }
                 Err(error) if kind == ReactorKind::Uring => return Err(failed("io_uring", error)),
@@ -40,7 +41,7 @@ impl Local {
             }
         }
         let engine = Epoll::new(name, mailbox.fd()).map_err(|error| failed("epoll", error))?;
-        let schedule = Reactors::Epoll(Box::new(Schedule::new(engine, mailbox.clone())));
+        let schedule = Reactors::Epoll(Box::new(Schedule::new(engine, mailbox.clone(), Poll::Off)));
         Ok(Self { schedule, mailbox })
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct RawFile {
     pub(crate) read_only: bool,
     /// It holds an image format: writes beyond the end make it longer, reads find zeroes there.
     pub(crate) growable: bool,
+    /// Cache mode `unsafe`.
+    pub(crate) ignores_flushes: bool,
     /// Of memory, as O_DIRECT wants it; 1 without.
     pub(crate) alignment: usize,
     /// The lock's holders, if it is locked only while it is used.

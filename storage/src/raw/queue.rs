@@ -151,7 +151,8 @@ impl RawQueue {
             let result = Err(active.error(&self.file, earlier));
             return self.finished.push(Finished { tag, result, buffers });
         }
-        if active.skip_impossible(&self.file) {
+        let needless = active.step == Step::Flush && self.file.ignores_flushes;
+        if needless || active.skip_impossible(&self.file) {
             let result = Ok(());
             return self.finished.push(Finished { tag, result, buffers });
         }
