@@ -20,6 +20,7 @@ use crate::inflight;
 use crate::memory::{MAX_SLOTS, RegionRefused};
 use crate::notify::set_nonblocking;
 use crate::session::{Session, SessionError, refused};
+use crate::state;
 use crate::vring::Vring;
 
 /// What a handler came to.
@@ -53,7 +54,8 @@ const PROTOCOL_FEATURES: u64 = features::MQ
     | features::INFLIGHT_SHMFD
     | features::RESET_DEVICE
     | features::CONFIGURE_MEM_SLOTS
-    | features::STATUS;
+    | features::STATUS
+    | features::DEVICE_STATE;
 
 pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
     match message.row.code {
@@ -86,6 +88,8 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::RESET_DEVICE => Ok(reset_device(session)),
         code::SET_STATUS => set_status(session, &message),
         code::GET_STATUS => Ok(number(u64::from(status(session)))),
+        code::SET_DEVICE_STATE_FD => state::begin(session, message),
+        code::CHECK_DEVICE_STATE => Ok(state::check(session)),
         _ => Ok(not_served(message)),
     }
 }
@@ -99,14 +103,12 @@ fn not_served(message: Message) -> Outcome {
         // No regions.
         code::GET_SHMEM_CONFIG => number(0),
         code::CREATE_CRYPTO_SESSION => number(u64::MAX),
-        // A failure, and the flag that says that there is no descriptor.
-        code::SET_DEVICE_STATE_FD => number(VRING_FD_NONE | 1),
         _ if message.row.reply == Reply::Ack => Outcome::NotServed,
         _ => number(1),
     }
 }
 
-fn number(value: u64) -> Outcome {
+pub fn number(value: u64) -> Outcome {
     Outcome::Payload(value.as_bytes().to_vec(), Vec::new())
 }
 
@@ -158,6 +160,7 @@ fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome>
                 format!("the device does not take {driver:?}"),
             ));
         }
+        state::restore(session).map_err(|reason| refused("SET_FEATURES", reason))?;
         Ok(Outcome::Done)
     })
 }

@@ -21,6 +21,7 @@ mod memory;
 mod notify;
 mod server;
 mod session;
+mod state;
 mod vring;
 
 pub use server::{Endpoint, serve};

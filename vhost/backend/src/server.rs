@@ -41,7 +41,7 @@ pub fn serve(endpoint: Endpoint, device: &mut dyn VirtioDevice, stop: &Stop) -> 
     match endpoint {
         Endpoint::Connected(stream) => one(stream),
         Endpoint::Listen(listener) => {
-            while wait([listener.socket().as_raw_fd()], stop.fd(), None)? {
+            while wait([(listener.socket().as_raw_fd(), libc::POLLIN)], stop.fd(), None)? {
                 match listener.socket().accept() {
                     Ok((stream, _)) => one(stream),
                     Err(error) => {

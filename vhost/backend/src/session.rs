@@ -11,7 +11,7 @@ use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
 use treaty_virtio_device::{
     DeviceEvents, DeviceId, DeviceQueue, Doorbell, Features, Interrupt, Layout, QueueLog, QueueParts, Reply,
-    RingConfig, StartError, VirtioDevice, ring_features, ring_layout, vhost_base, vhost_state,
+    RingConfig, SavedState, StartError, VirtioDevice, ring_features, ring_layout, vhost_base, vhost_state,
 };
 use treaty_virtio_spec::net::feature as net;
 
@@ -19,6 +19,7 @@ use crate::handlers::{Outcome, handle, offered_protocol};
 use crate::inflight::Logs;
 use crate::memory::{MemoryTable, RegionRefused};
 use crate::notify::{Events, RingEvents};
+use crate::state::{self, Transfer};
 use crate::vring::Vring;
 
 /// Why a connection ended.
@@ -111,6 +112,10 @@ pub struct Session<'d> {
     pub(crate) logs: Option<Logs>,
     /// Of everything that the front-end has us map.
     pub(crate) watch: FaultWatch,
+    /// Of the device's state, to or from the front-end.
+    pub(crate) transfer: Transfer,
+    /// State that the device has not been given yet.
+    pub(crate) loaded: Option<SavedState>,
 }
 
 impl<'d> Session<'d> {
@@ -140,6 +145,8 @@ impl<'d> Session<'d> {
             log: None,
             logs: None,
             watch,
+            transfer: Transfer::None,
+            loaded: None,
         })
     }
 
@@ -160,10 +167,11 @@ impl<'d> Session<'d> {
     }
 
     fn answer_all(&mut self, stop: &Stop) -> Result<(), SessionError> {
-        while wait([self.channel.fd(), self.watch.fd()], stop.fd(), None).map_err(waiting)? {
+        while self.wait(stop)? {
             if self.watch.is_lost() {
                 return Err(SessionError::MemoryLost);
             }
+            state::proceed(self);
             while let Some(message) = self.channel.try_receive()? {
                 self.answer(message)?;
                 // A peer that never falls silent does not keep the daemon from ending.
@@ -176,6 +184,17 @@ impl<'d> Session<'d> {
             }
         }
         Ok(())
+    }
+
+    /// Until there is something to do; false once stopped.
+    fn wait(&self, stop: &Stop) -> Result<bool, SessionError> {
+        let input = |fd| (fd, libc::POLLIN);
+        let fds = [
+            input(self.channel.fd()),
+            input(self.watch.fd()),
+            self.transfer.waits_for(),
+        ];
+        wait(fds, stop.fd(), None).map_err(waiting)
     }
 
     fn answer(&mut self, message: Message) -> Result<(), SessionError> {
@@ -367,6 +386,7 @@ impl<'d> Session<'d> {
         self.stop_all();
         self.device.reset();
         self.negotiated = false;
+        self.loaded = None;
         self.status = 0;
         self.events.repaired();
     }
@@ -415,18 +435,18 @@ fn start_failed(error: &StartError) -> SessionError {
     refused("starting a ring", error.to_string())
 }
 
-/// Waits until one of `fds` is readable or the time is up; false once `stop` is readable.
+/// Waits until one of `fds` is ready for what is asked of it, or the time is up; false once `stop` is readable.
 pub(crate) fn wait<const N: usize>(
-    fds: [RawFd; N],
+    fds: [(RawFd, i16); N],
     stop: RawFd,
     limit: Option<Duration>,
 ) -> io::Result<bool> {
-    let poll = |fd| libc::pollfd {
+    let poll = |(fd, events)| libc::pollfd {
         fd,
-        events: libc::POLLIN,
+        events,
         revents: 0,
     };
-    let mut polls = vec![poll(stop)];
+    let mut polls = vec![poll((stop, libc::POLLIN))];
     polls.extend(fds.map(poll));
     let limit_ms = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
     loop {

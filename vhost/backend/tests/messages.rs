@@ -58,8 +58,8 @@ const DOCUMENT: [(u32, &str, bool); 44] = [
     (39, "SET_STATUS", true),
     (40, "GET_STATUS", true),
     (41, "GET_SHARED_OBJECT", false),
-    (42, "SET_DEVICE_STATE_FD", false),
-    (43, "CHECK_DEVICE_STATE", false),
+    (42, "SET_DEVICE_STATE_FD", true),
+    (43, "CHECK_DEVICE_STATE", true),
     (44, "GET_SHMEM_CONFIG", false),
 ];
 

@@ -52,12 +52,13 @@ fn edge(random: &mut Random) -> u64 {
 
 /// A descriptor of any kind.
 fn any_fd(random: &mut Random) -> OwnedFd {
-    match random.below(7) {
+    match random.below(8) {
         0 => memfd(0).into(),
         1 => memfd(random.below(0x3000)).into(),
         2 => memfd(MEMORY).into(),
         3 => Doorbell::new().unwrap().as_fd().try_clone_to_owned().unwrap(),
         4 => std::io::pipe().unwrap().1.into(),
+        7 => std::io::pipe().unwrap().0.into(),
         5 => File::open("/dev/zero").unwrap().into(),
         _ => UnixStream::pair().unwrap().0.into(),
     }
@@ -176,7 +177,8 @@ impl Peer {
             | features::INFLIGHT_SHMFD
             | features::RESET_DEVICE
             | features::CONFIGURE_MEM_SLOTS
-            | features::STATUS;
+            | features::STATUS
+            | features::DEVICE_STATE;
         let table = table(&[main_region()]);
         let size = 1 << self.random.below(9);
         self.scribble(0x1000, 0x9000);
