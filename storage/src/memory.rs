@@ -80,7 +80,6 @@ fn capabilities(len: u64) -> Capabilities {
         discard: true,
         write_zeroes: true,
         max_transfer: MAX_TRANSFER,
-        growable: false,
     }
 }
 

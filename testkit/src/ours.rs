@@ -10,6 +10,7 @@ use treaty_virtio_device::{QueueMemory, VirtioDevice};
 use treaty_virtio_driver::pci::{Function, MemoryWindow, PciBus, PciTransport, scan, virtio_device_id};
 use treaty_virtio_driver::{DmaMemory, MmioTransport, Registers};
 use treaty_virtio_ring::{RawArea, RingMemory};
+use treaty_virtio_transport::RingOffer;
 
 use crate::host::GuestBus;
 use crate::memory::Allocator;
@@ -152,7 +153,16 @@ pub fn mmio(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> MmioTransport
 
 /// Our driver's transport to a device on PCI, which it finds by scanning the bus.
 pub fn pci(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> PciTransport<RigRegisters> {
-    let bus = RigPci(PciRig::new(device, memory, true, false).guest());
+    pci_offering(device, memory, RingOffer::ALL)
+}
+
+/// The same for a device that cannot have all ring features.
+pub fn pci_offering(
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemory,
+    offer: RingOffer,
+) -> PciTransport<RigRegisters> {
+    let bus = RigPci(PciRig::offering(device, memory, (true, false), offer).guest());
     let mut functions = Vec::new();
     scan(&bus, |function| functions.push(function));
     functions.retain(|function| virtio_device_id(&bus, *function).is_some());

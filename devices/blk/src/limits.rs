@@ -186,7 +186,6 @@ mod tests {
             discard: true,
             write_zeroes: true,
             max_transfer: 0x7fff_f000,
-            growable: false,
         }
     }
 
@@ -202,7 +201,6 @@ mod tests {
                     &config,
                     &Capabilities {
                         max_transfer,
-                        growable: false,
                         ..image()
                     },
                 );

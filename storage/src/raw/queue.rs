@@ -7,8 +7,8 @@ use treaty_buffers::{AlignedBlock, IoBuffers};
 use treaty_worker::{Completion, HostOp, OpKind, Turn};
 
 use super::image::RawFile;
-use super::step::{Active, End, Purpose, Step};
-use crate::check::{MAX_LEN, check};
+use super::step::{Active, End, Step};
+use crate::check::check;
 use crate::lock::Share;
 use crate::{BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
 
@@ -32,8 +32,6 @@ const ZERO_BYTES: usize = 256 << 10;
 pub(crate) struct RawQueue {
     file: Arc<RawFile>,
     capabilities: Capabilities,
-    /// Where the last request may end.
-    limit: u64,
     active: Vec<Active>,
     free: Vec<usize>,
     running: usize,
@@ -59,11 +57,8 @@ struct Parked {
 
 impl RawQueue {
     pub(crate) fn new(file: Arc<RawFile>, share: Option<Share>) -> Self {
-        let capabilities = file.capabilities();
-        let limit = if file.growable { MAX_LEN } else { capabilities.len };
         Self {
-            capabilities,
-            limit,
+            capabilities: file.capabilities(),
             file,
             active: Vec::new(),
             free: Vec::new(),
@@ -111,7 +106,7 @@ impl RawQueue {
         let end = offset.wrapping_add(len);
         len.wrapping_sub(1) < u64::from(self.capabilities.max_transfer)
             && (offset | len) & (u64::from(self.capabilities.block_size) - 1) == 0
-            && end <= self.limit
+            && end <= self.capabilities.len
             && end > offset
             && self.file.alignment == 1
             && self.waiting.is_empty()
@@ -151,8 +146,7 @@ impl RawQueue {
             let result = Err(active.error(&self.file, earlier));
             return self.finished.push(Finished { tag, result, buffers });
         }
-        let needless = active.step == Step::Flush && self.file.ignores_flushes;
-        if needless || active.skip_impossible(&self.file) {
+        if active.skip_impossible(&self.file) {
             let result = Ok(());
             return self.finished.push(Finished { tag, result, buffers });
         }
@@ -278,10 +272,6 @@ impl RawQueue {
         self.running -= 1;
         self.bytes -= active.data_len;
         self.free.push(index);
-        let grows = active.offset + active.left > self.capabilities.len;
-        if grows && active.purpose == Purpose::Write && result.is_ok() {
-            self.file.state.grew_to(active.offset + active.left);
-        }
         done.push(Finished {
             tag: active.tag,
             result,

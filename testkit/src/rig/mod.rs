@@ -16,7 +16,7 @@ use treaty_virtio_device::{Features, RingConfig, VirtioDevice};
 pub use direct::DirectRig;
 pub use mmio::MmioRig;
 pub use pci::PciRig;
-pub use vhost::VhostUserRig;
+pub use vhost::{Daemon, VhostUserRig};
 
 /// Which interrupt is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -59,11 +59,21 @@ impl PciRig {
     /// Plugs the device in and probes it. Without `ioeventfd`, notifications are register writes; without `msix`, the driver
     /// uses the interrupt pin.
     pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, ioeventfd: bool, msix: bool) -> Self {
+        Self::offering(device, memory, (ioeventfd, msix), RingOffer::ALL)
+    }
+
+    /// The same with these ring and transport features. `(ioeventfd, msix)`
+    pub fn offering(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemory,
+        (ioeventfd, msix): (bool, bool),
+        offer: RingOffer,
+    ) -> Self {
         let hub = Arc::new(Hub::default());
         let io = Arc::new(FakeIoEvents::new(!ioeventfd));
         let parts = PciParts {
             memory: memory.clone(),
-            offer: RingOffer::ALL,
+            offer,
             msi: &HubMsi(hub.clone()),
             intx: Some(Intx {
                 line: Arc::new(HubLine(hub.clone())),

@@ -67,13 +67,14 @@ fn socket_path() -> PathBuf {
 }
 
 /// A device in a thread, as `treaty serve` runs it. Ends when dropped.
-struct Daemon {
+pub struct Daemon {
     stop: Stop,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Daemon {
-    fn start(path: &std::path::Path, mut device: Box<dyn VirtioDevice>) -> Self {
+    /// Serves `device` on a socket at `path`.
+    pub fn start(path: &std::path::Path, mut device: Box<dyn VirtioDevice>) -> Self {
         let stop = Stop::new().expect("eventfd");
         let listener = Listener::bind(path).expect("a socket");
         let thread = std::thread::spawn({

@@ -118,6 +118,14 @@ pub struct Session<'d> {
     pub(crate) loaded: Option<SavedState>,
 }
 
+/// A network card's features that mean nothing without CTRL_VQ. virtio 1.3 §5.1.3.1
+const BITS_OF_CTRL_VQ: Features = net::CTRL_RX
+    .with(net::CTRL_RX_EXTRA)
+    .with(net::CTRL_VLAN)
+    .with(net::CTRL_MAC_ADDR)
+    .with(net::CTRL_GUEST_OFFLOADS)
+    .with(net::GUEST_ANNOUNCE);
+
 impl<'d> Session<'d> {
     /// Serves `device` to the peer of `stream`. `events` is what the device was attached with.
     pub fn new(
@@ -241,9 +249,9 @@ impl<'d> Session<'d> {
         let driver = Features(self.accepted & !(features::PROTOCOL_FEATURES | features::LOG_ALL));
         let is_net = self.device.description().id == DeviceId::NET;
         if is_net && !driver.has(net::CTRL_VQ) {
-            // QEMU answers the control queue itself and leaves CTRL_VQ out, but not the bits that hang on it. MQ stays:
-            // the rings that run say how many pairs there are.
-            return driver.without(net::GUEST_ANNOUNCE);
+            // QEMU and DPDK answer the control queue themselves and leave CTRL_VQ out, but not all the bits that hang on
+            // it. MQ stays: the rings that run say how many pairs there are.
+            return driver.without(BITS_OF_CTRL_VQ);
         }
         driver
     }
@@ -320,7 +328,7 @@ impl<'d> Session<'d> {
         };
         let state = vhost_state(config.layout, vring.base);
         let logs = self.logs.as_ref();
-        let inflight = logs.and_then(|logs| logs.of(&config, parts.index, !vring.from_log));
+        let inflight = logs.and_then(|logs| logs.of(config.layout, parts.index, !vring.from_log));
         let queue = match inflight {
             Some(inflight) => DeviceQueue::resume(parts, &config, state, inflight),
             None => DeviceQueue::start(parts, &config, state),

@@ -79,6 +79,8 @@ pub struct Patience {
 /// A connected back-end, after the first exchange of features.
 pub struct Backend {
     channel: Channel,
+    /// Counts the memory tables that were sent.
+    tables: u16,
     requests: Option<Channel>,
     pub patience: Patience,
     /// Virtio features on offer, with the protocol's bits.
@@ -96,6 +98,7 @@ impl Backend {
             channel,
             requests: None,
             patience,
+            tables: 0,
             features: 0,
             protocol: 0,
             queues: None,
@@ -208,6 +211,7 @@ impl Backend {
         }
         let bits = accepted | self.features & features::PROTOCOL_FEATURES;
         self.set(code::SET_FEATURES, bits.as_bytes(), &[])?;
+        self.tables = self.tables.checked_add(1).unwrap_or(1);
         self.set_memory(memory)
     }
 
@@ -232,7 +236,7 @@ impl Backend {
             let entry = MemoryRegion {
                 guest_address: region.guest_start(),
                 size: region.len() as u64,
-                user_address: region.host_address(),
+                user_address: user_address(self.tables, region.guest_start()),
                 mmap_offset: offset,
             };
             payload.extend_from_slice(entry.as_bytes());
@@ -275,7 +279,11 @@ impl Backend {
             &[],
         )?;
         self.set(code::SET_VRING_BASE, state(base).as_bytes(), &[])?;
-        self.set(code::SET_VRING_ADDR, ring_address(number, ring)?.as_bytes(), &[])?;
+        self.set(
+            code::SET_VRING_ADDR,
+            ring_address(self.tables, number, ring)?.as_bytes(),
+            &[],
+        )?;
         let call = [ring.call.as_fd()];
         self.set(code::SET_VRING_CALL, u64::from(index).as_bytes(), &call)?;
         let err = [ring.err.as_fd()];
@@ -363,19 +371,27 @@ fn row(request: u32) -> Result<&'static Row, BackendError> {
     table::row(table::frontend::ROWS, request).ok_or(BackendError::Refused("a request of no table"))
 }
 
-/// The ring's areas in our own addresses, as the memory table has them.
-fn ring_address(index: u32, ring: &Ring) -> Result<VringAddr, BackendError> {
-    let host = |addr: u64| {
+/// What "user addresses" are is this side's affair. They differ from one memory table to the next: DPDK takes a table with the
+/// addresses of the one before for the same memory, and a machine that reboots may well get other memory at the same place.
+fn user_address(table: u16, guest_address: u64) -> u64 {
+    /// No guest's memory is beyond.
+    const TABLE_SHIFT: u32 = 44;
+    (u64::from(table) << TABLE_SHIFT) + guest_address
+}
+
+/// The ring's areas in the memory table's user addresses.
+fn ring_address(table: u16, index: u32, ring: &Ring) -> Result<VringAddr, BackendError> {
+    let user = |addr: u64| {
         let outside = || BackendError::Lacks(format!("memory at ring address {addr:#x}"));
-        let range = ring.memory.range(addr, 1).ok_or_else(outside)?;
-        Ok::<_, BackendError>(range.ptr.as_ptr() as u64)
+        ring.memory.range(addr, 1).ok_or_else(outside)?;
+        Ok::<_, BackendError>(user_address(table, addr))
     };
     Ok(VringAddr {
         index,
         flags: 0,
-        descriptor: host(ring.config.descriptor_area)?,
-        used: host(ring.config.device_area)?,
-        available: host(ring.config.driver_area)?,
+        descriptor: user(ring.config.descriptor_area)?,
+        used: user(ring.config.device_area)?,
+        available: user(ring.config.driver_area)?,
         log: ring.config.device_area,
     })
 }

@@ -20,7 +20,8 @@ pub const fn ring_features(accepted: Features) -> RingFeatures {
 }
 
 /// Ring state from the word that vhost-user exchanges. Split: the available index, and the used index is the same, for nothing
-/// is in flight. Packed: available offset and wrap counter in the low half, used ones in the high half.
+/// is in flight. Packed: available offset and wrap counter in the low half, used ones in the high half. DPDK leaves the
+/// high half 0: where nothing is in flight, both halves are the same.
 pub const fn vhost_state(layout: Layout, base: u32) -> QueueState {
     let low = (base & 0xffff) as u16;
     let high = (base >> 16) as u16;
@@ -31,7 +32,7 @@ pub const fn vhost_state(layout: Layout, base: u32) -> QueueState {
         },
         Layout::Packed => QueueState {
             next_avail: low,
-            next_used: high,
+            next_used: if high == 0 { low } else { high },
         },
     }
 }
@@ -56,6 +57,8 @@ mod tests {
         };
         assert_eq!(vhost_base(Layout::Packed, packed), 0x0007_8003);
         assert_eq!(vhost_state(Layout::Packed, 0x0007_8003), packed);
+        let half = vhost_state(Layout::Packed, 0x8003);
+        assert_eq!((half.next_avail, half.next_used), (0x8003, 0x8003));
         let split = vhost_state(Layout::Split, 0xfffe);
         assert_eq!(
             (split.next_avail, vhost_base(Layout::Split, split)),

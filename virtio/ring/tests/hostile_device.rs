@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 mod common;
 
-use common::guest::{AVAIL, Guest, NONE, USED};
+use common::guest::{AVAIL, Guest, NONE, USED, WRITE};
 use common::memory::PlainMemory;
 use treaty_virtio_ring::{DriverRing, Full, Layout, RingFeatures, Segment, Violation};
 
@@ -44,7 +44,17 @@ fn refused(mut driver: DriverRing<PlainMemory>, violation: Violation) {
 
 fn use_packed(guest: &Guest, slot: u64, id: u16, len: u32) {
     let at = guest.place.config.descriptor_area + 16 * slot;
-    guest.put(at, 0, len, id, AVAIL | USED);
+    let write = if len == 0 { 0 } else { WRITE };
+    guest.put(at, 0, len, id, AVAIL | USED | write);
+}
+
+/// The length of a used descriptor without WRITE is not looked at. virtio 1.3 §2.8.4
+#[test]
+fn a_length_without_write_means_nothing() {
+    let (guest, mut driver) = two_in_flight(Layout::Packed, NONE);
+    let at = guest.place.config.descriptor_area;
+    guest.put(at, 0, u32::MAX, 0, AVAIL | USED);
+    assert_eq!(driver.reap().unwrap().unwrap().written, 0);
 }
 
 #[test]

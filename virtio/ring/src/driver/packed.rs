@@ -2,7 +2,7 @@ use treaty_virtio_spec::ring::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_
 
 use super::Used;
 use super::shadow::Shadow;
-use crate::layout::{Cursor, Descriptor, OwnTables, PackedAreas, Wish, packed_word};
+use crate::layout::{Cursor, Descriptor, OwnTables, PackedAreas, Wish, is_writable, packed_word};
 use crate::{ConfigError, Layout, QueueState, RingConfig, RingMemory, Segment, Violation};
 
 /// The driver half of a packed virtqueue. virtio 1.3 §2.8
@@ -169,9 +169,16 @@ impl<M: RingMemory> PackedDriver<M> {
             return self.batch;
         }
         let descriptor = self.areas.descriptor(self.next_used);
-        self.next_used
-            .is_used(descriptor)
-            .then_some((descriptor.packed_id(), descriptor.len()))
+        if !self.next_used.is_used(descriptor) {
+            return None;
+        }
+        // Without WRITE the length means nothing: DPDK leaves that of the available descriptor. virtio 1.3 §2.8.4
+        let written = if is_writable(descriptor.packed_flags()) {
+            descriptor.len()
+        } else {
+            0
+        };
+        Some((descriptor.packed_id(), written))
     }
 
     pub fn arm(&mut self, memory: &M) -> bool {
