@@ -41,6 +41,6 @@ pub fn count(pattern: &str, arguments: &[&str]) -> Result<f64> {
 /// The instructions that callgrind says it has counted.
 pub fn collected(log: &str) -> Result<f64> {
     let line = log.lines().find_map(|line| line.split_once("Collected :"));
-    let (_, collected) = line.with_context(|| format!("no count in callgrind's output:\n{log}"))?;
+    let (_, collected) = line.context("no count in callgrind's output")?;
     collected.trim().parse().context("callgrind's count is no number")
 }

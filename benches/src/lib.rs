@@ -17,7 +17,7 @@ use anyhow::{Result, bail};
 pub use report::{Better, Case, Report};
 
 /// The benchmarks, and what each compares.
-pub const NAMES: [(&str, &str); 4] = [
+pub const NAMES: [(&str, &str); 5] = [
     (
         "ring",
         "both ring layouts with virtio-queue and vhost-user-backend",
@@ -28,10 +28,14 @@ pub const NAMES: [(&str, &str); 4] = [
         "vhost-blk",
         "treaty serve blk with qemu-storage-daemon, libblkio as the client",
     ),
+    (
+        "vhost-net",
+        "treaty serve net with DPDK's vhost, DPDK's virtio-user as the client",
+    ),
 ];
 
-/// Runs a benchmark; minutes for some.
-pub fn run(name: &str) -> Result<Report> {
+/// Runs a benchmark, or of the vhost ones only the cases that have `only` in their names; minutes for some.
+pub fn run(name: &str, only: &str) -> Result<Report> {
     if cfg!(debug_assertions) {
         bail!("this is a debug build, whose figures mean nothing: build with --release");
     }
@@ -39,7 +43,8 @@ pub fn run(name: &str) -> Result<Report> {
         "ring" => ring::report(),
         "blk" => blk::report(),
         "net" => net::report(),
-        "vhost-blk" => vhost::blk::report(),
+        "vhost-blk" => vhost::blk::report(only),
+        "vhost-net" => vhost::net::report(only),
         _ => {
             let known = NAMES.map(|(name, _)| name).join(", ");
             bail!("there is no benchmark {name:?}; there are {known}")

@@ -142,6 +142,6 @@ pub trait PacketReceiver: Send {
     /// Receives one frame to the front of `frame`, which has room for [`MAX_FRAME`] bytes.
     fn receive(&mut self, frame: &mut [u8]) -> Received;
 
-    /// What to poll after [`Received::Nothing`].
+    /// What to poll after [`Received::Nothing`]; asked for each time.
     fn input_fd(&self) -> Option<RawFd>;
 }

@@ -1,4 +1,3 @@
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,7 +14,7 @@ use crate::{
 /// Frames a lane holds before its sender has to wait.
 const LANE_FRAMES: usize = 256;
 
-/// Packets that stay in the process, header and all. For tests.
+/// Packets that stay in the process, header and all. For tests and measurements.
 pub struct Loopback {
     capabilities: Capabilities,
     out: Vec<Arc<Lane>>,
@@ -24,11 +23,58 @@ pub struct Loopback {
 
 /// One direction of one pair.
 struct Lane {
-    frames: Mutex<VecDeque<(Header, Vec<u8>)>>,
-    /// Readable while there may be frames.
+    frames: Mutex<Frames>,
+    /// Readable if the receiver asked for it and there are frames.
     filled: File,
     /// Writable while there may be room: its counter is 0 or as high as it goes.
     room: File,
+}
+
+/// Frames on their way: a ring of slots whose memory is kept.
+struct Frames {
+    slots: Vec<(Header, Vec<u8>)>,
+    first: usize,
+    count: usize,
+    /// The receiver has said that it will wait, and `filled` is not readable yet.
+    awaited: bool,
+    /// `filled` is readable.
+    readable: bool,
+    /// `room` is not writable.
+    blocked: bool,
+}
+
+impl Frames {
+    fn new() -> Self {
+        Self {
+            slots: (0..LANE_FRAMES)
+                .map(|_| (Header::default(), Vec::new()))
+                .collect(),
+            first: 0,
+            count: 0,
+            awaited: false,
+            readable: false,
+            blocked: false,
+        }
+    }
+
+    /// A slot for one more frame of `len` bytes.
+    fn push(&mut self, header: &Header, len: usize) -> Option<&mut [u8]> {
+        if self.count == LANE_FRAMES {
+            return None;
+        }
+        let (place, bytes) = self.slots.get_mut((self.first + self.count) % LANE_FRAMES)?;
+        *place = *header;
+        bytes.resize(len, 0);
+        self.count += 1;
+        Some(bytes)
+    }
+
+    fn pop(&mut self) -> Option<&(Header, Vec<u8>)> {
+        self.count = self.count.checked_sub(1)?;
+        let slot = self.slots.get(self.first);
+        self.first = (self.first + 1) % LANE_FRAMES;
+        slot
+    }
 }
 
 impl Loopback {
@@ -62,7 +108,7 @@ impl Loopback {
 fn lanes(pairs: u16) -> Result<Vec<Arc<Lane>>, BackendError> {
     let lane = || -> io::Result<Arc<Lane>> {
         Ok(Arc::new(Lane {
-            frames: Mutex::default(),
+            frames: Mutex::new(Frames::new()),
             filled: sys::eventfd()?,
             room: sys::eventfd()?,
         }))
@@ -104,7 +150,7 @@ impl PacketBackend for Loopback {
 struct End(Arc<Lane>);
 
 impl Lane {
-    fn frames(&self) -> MutexGuard<'_, VecDeque<(Header, Vec<u8>)>> {
+    fn frames(&self) -> MutexGuard<'_, Frames> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -125,14 +171,15 @@ impl PacketSender for End {
             return Sent::Dropped;
         }
         let mut frames = self.0.frames();
-        if frames.len() >= LANE_FRAMES {
-            add(&self.0.room, u64::MAX - 1);
+        let Some(bytes) = frames.push(header, frame.len()) else {
+            if !std::mem::replace(&mut frames.blocked, true) {
+                add(&self.0.room, u64::MAX - 1);
+            }
             return Sent::Later;
-        }
-        let mut bytes = vec![0; frame.len()];
-        frame.copy_to(&mut bytes);
-        frames.push_back((*header, bytes));
-        if frames.len() == 1 {
+        };
+        frame.copy_to(bytes);
+        if frames.awaited {
+            (frames.awaited, frames.readable) = (false, true);
             add(&self.0.filled, 1);
         }
         Sent::Taken
@@ -146,19 +193,21 @@ impl PacketSender for End {
 impl PacketReceiver for End {
     fn receive(&mut self, dst: &mut [u8]) -> Received {
         let mut frames = self.0.frames();
-        let Some((header, bytes)) = frames.pop_front() else {
+        if frames.count == 0 && std::mem::take(&mut frames.readable) {
             clear(&self.0.filled);
-            return Received::Nothing;
-        };
-        if frames.len() + 1 == LANE_FRAMES {
+        }
+        if std::mem::take(&mut frames.blocked) {
             clear(&self.0.room);
         }
+        let Some((header, bytes)) = frames.pop() else {
+            return Received::Nothing;
+        };
         match dst.get_mut(..bytes.len()) {
             None => Received::Lost,
             Some(part) => {
-                part.copy_from_slice(&bytes);
+                part.copy_from_slice(bytes);
                 Received::Frame {
-                    header,
+                    header: *header,
                     len: bytes.len(),
                 }
             }
@@ -166,6 +215,11 @@ impl PacketReceiver for End {
     }
 
     fn input_fd(&self) -> Option<RawFd> {
+        let mut frames = self.0.frames();
+        if frames.count > 0 && !std::mem::replace(&mut frames.readable, true) {
+            add(&self.0.filled, 1);
+        }
+        frames.awaited = !frames.readable;
         Some(self.0.filled.as_raw_fd())
     }
 }

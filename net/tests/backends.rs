@@ -188,10 +188,10 @@ fn a_cable_keeps_order_and_headers_and_waits_when_full() {
         sent += 1;
     }
     assert_eq!(poll(sender.output_fd().unwrap(), libc::POLLOUT), 0, "full");
+    assert_eq!(poll(receiver.input_fd().unwrap(), libc::POLLIN), libc::POLLIN);
     for number in 0..sent {
         assert_eq!(receive(&mut *receiver).0, header(number));
     }
-    assert_eq!(poll(receiver.input_fd().unwrap(), libc::POLLIN), libc::POLLIN);
     assert!(matches!(
         receiver.receive(&mut vec![0; treaty_net::MAX_FRAME]),
         Received::Nothing
@@ -199,6 +199,7 @@ fn a_cable_keeps_order_and_headers_and_waits_when_full() {
     assert_eq!(poll(receiver.input_fd().unwrap(), libc::POLLIN), 0, "empty");
     wait_for(sender.output_fd().unwrap(), libc::POLLOUT);
     assert_eq!(sender.send(&header(0), &buffers(&[1; 60])), Sent::Taken);
+    assert_eq!(poll(receiver.input_fd().unwrap(), libc::POLLIN), libc::POLLIN);
     assert!(left.sender(2).is_err());
 }
 

@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 
 use super::client::{BLOCK, Client, Load, Until};
 use super::daemon::{Daemon, Peers, Scratch, counted, treaty};
-use crate::cores::{self, FAR_NS};
-use crate::{Better, Case, Report, callgrind};
+use super::sample::{Sample, cases};
+use crate::{Better, Case, Report, callgrind, cores};
 
 const PEER: &str = "qemu-storage-daemon";
 const COUNT_UNIT: &str = "instructions";
@@ -71,8 +71,8 @@ struct Bench {
     peer_name: String,
 }
 
-/// All cases.
-pub fn report() -> Result<Report> {
+/// The cases that have `only` in their names.
+pub fn report(only: &str) -> Result<Report> {
     let scratch = Scratch::new()?;
     let image = scratch.path("image");
     write_image(&image).context("cannot write the image")?;
@@ -84,7 +84,7 @@ pub fn report() -> Result<Report> {
         image,
     };
     let mut cases = Vec::new();
-    for trial in &TRIALS {
+    for trial in TRIALS.iter().filter(|trial| trial.name.contains(only)) {
         match bench.run(trial) {
             Ok(more) => cases.extend(more),
             Err(error) => {
@@ -93,14 +93,14 @@ pub fn report() -> Result<Report> {
             }
         }
     }
-    for (name, image, bar) in [
-        ("null-qd32-instructions", Image::Null, None),
-        ("cached-qd32-instructions", Image::Cached, None),
-    ] {
-        let case = bench.count(name, image).unwrap_or_else(|error| {
+    let counts = [
+        ("null-qd32-instructions", Image::Null),
+        ("cached-qd32-instructions", Image::Cached),
+    ];
+    for (name, image) in counts.into_iter().filter(|(name, _)| name.contains(only)) {
+        cases.push(bench.count(name, image).unwrap_or_else(|error| {
             Case::skipped(name, COUNT_UNIT, Better::Lower, PEER, format!("{error:#}"))
-        });
-        cases.push(case.with_bar(bar));
+        }));
     }
     Ok(Report::new("vhost-blk", cases))
 }
@@ -138,12 +138,6 @@ impl Trial {
             polled: self.polled,
         }
     }
-}
-
-/// One figure, and how far apart the cores were around it.
-struct Sample {
-    figure: f64,
-    far: Option<bool>,
 }
 
 impl Bench {
@@ -198,13 +192,14 @@ impl Bench {
         let mut samples = [Vec::new(), Vec::new()];
         for _ in 0..SAMPLES {
             for (samples, socket) in samples.iter_mut().zip(&sockets) {
-                samples.push(sample(trial, socket)?);
+                samples.push(Sample::around(|| measure(trial, socket))?);
             }
         }
         for daemon in daemons {
             daemon.end()?;
         }
-        Ok(cases(trial, &self.peer_name, &samples))
+        let cases = cases(trial.name, trial.unit(), trial.better, &self.peer_name, &samples);
+        Ok(cases.into_iter().map(|case| case.with_bar(trial.bar)).collect())
     }
 
     /// Everything that each daemon executes for a request: of two runs the difference.
@@ -244,8 +239,7 @@ impl Bench {
     }
 }
 
-fn sample(trial: &Trial, socket: &Path) -> Result<Sample> {
-    let before = cores::distance_ns();
+fn measure(trial: &Trial, socket: &Path) -> Result<f64> {
     let client = std::thread::scope(|scope| {
         let client = scope.spawn(|| -> Result<f64> {
             cores::pin(0);
@@ -259,32 +253,5 @@ fn sample(trial: &Trial, socket: &Path) -> Result<Sample> {
         });
         client.join()
     });
-    let figure = client.map_err(|_| anyhow::anyhow!("the client failed"))??;
-    let after = cores::distance_ns();
-    let far = (before > FAR_NS) == (after > FAR_NS);
-    Ok(Sample {
-        figure,
-        far: far.then_some(before > FAR_NS),
-    })
-}
-
-/// One case for each distance at which both sides have samples.
-fn cases(trial: &Trial, peer_name: &str, samples: &[Vec<Sample>; 2]) -> Vec<Case> {
-    let at = |side: usize, far: bool| -> Vec<f64> {
-        let here = samples[side].iter().filter(|sample| sample.far == Some(far));
-        here.map(|sample| sample.figure).collect()
-    };
-    let mut cases = Vec::new();
-    for (far, bucket) in [(false, "near"), (true, "far")] {
-        let (ours, peer) = (at(0, far), at(1, far));
-        if !ours.is_empty() && !peer.is_empty() {
-            let case = Case::new(trial.name, trial.unit(), trial.better, &ours, (peer_name, &peer));
-            cases.push(case.with_bar(trial.bar).with_bucket(bucket));
-        }
-    }
-    if cases.is_empty() {
-        let why = "the cores moved during every sample".to_owned();
-        cases.push(Case::skipped(trial.name, trial.unit(), trial.better, PEER, why));
-    }
-    cases
+    client.map_err(|_| anyhow::anyhow!("the client failed"))?
 }

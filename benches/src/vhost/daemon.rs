@@ -1,5 +1,6 @@
 //! Programs that are measured: started on one CPU, ended by their id.
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -71,6 +72,17 @@ impl Peers {
             .find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
         format!("{program} {}", version.unwrap_or("of unknown version"))
     }
+
+    /// DPDK's drivers for both ends, if they are not where DPDK looks.
+    pub fn dpdk_drivers(&self) -> Vec<PathBuf> {
+        let Self::Unpacked(tree) = self else {
+            return Vec::new();
+        };
+        let driver = |name| tree.libraries().join(format!("librte_{name}.so"));
+        ["bus_vdev", "mempool_ring", "net_virtio", "net_vhost"]
+            .map(driver)
+            .into()
+    }
 }
 
 /// This program.
@@ -99,15 +111,22 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts it on that CPU; what it says goes to `log`.
+    pub fn start(command: Command, core: Option<usize>, log: &Path) -> Result<Self> {
+        Self::start_with(command, core, log, Stdio::null())
+    }
+
+    /// The same, to be told things.
+    pub fn start_listening(command: Command, log: &Path) -> Result<Self> {
+        Self::start_with(command, None, log, Stdio::piped())
+    }
+
     #[allow(unsafe_code)]
-    pub fn start(mut command: Command, core: Option<usize>, log: &Path) -> Result<Self> {
+    fn start_with(mut command: Command, core: Option<usize>, log: &Path, input: Stdio) -> Result<Self> {
         let name = command.get_program().to_owned();
         command
+            .stdin(input)
             .stdout(File::create(log)?)
             .stderr(File::options().append(true).open(log)?);
-        if !command.get_args().any(|argument| argument == "-i") {
-            command.stdin(Stdio::null());
-        }
         // SAFETY: both are single system calls, which a child may make between fork and exec.
         unsafe {
             command.pre_exec(move || {
@@ -129,17 +148,44 @@ impl Daemon {
 
     /// Waits until it listens on `socket`.
     pub fn wait_for(&mut self, socket: &Path) -> Result<()> {
+        self.wait_until("it does not listen", |_| socket.exists())
+    }
+
+    /// Waits until it has said that.
+    pub fn wait_to_say(&mut self, text: &str) -> Result<()> {
+        self.wait_until("it is not ready", |daemon| daemon.said().contains(text))
+    }
+
+    fn wait_until(&mut self, what: &str, ready: impl Fn(&Self) -> bool) -> Result<()> {
         let clock = Instant::now();
-        while !socket.exists() {
+        while !ready(self) {
             if let Some(status) = self.child.try_wait()? {
-                bail!("it ended with {status}:\n{}", self.said());
+                bail!("it ended with {status}: {}", self.beginning());
             }
             if clock.elapsed() > LIMIT {
-                bail!("it does not listen:\n{}", self.said());
+                bail!("{what}: {}", self.beginning());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Tells it so many lines, one after the other.
+    pub fn tell(&mut self, line: &str) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("it does not listen")?;
+        writeln!(input, "{line}").context("cannot tell it anything")
+    }
+
+    /// Waits until it ends by itself, and returns what it has said.
+    pub fn end_by_itself(mut self) -> Result<String> {
+        let clock = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if clock.elapsed() > LIMIT {
+                bail!("it does not end: {}", self.beginning());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(self.said())
     }
 
     /// What it has said so far.
@@ -147,11 +193,18 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The first of it, in one line.
+    fn beginning(&self) -> String {
+        let said = self.said();
+        let lines: Vec<&str> = said.lines().filter(|line| !line.is_empty()).take(6).collect();
+        lines.join("; ").chars().take(400).collect()
+    }
+
     /// Ends it in good order, and returns what it has said.
     pub fn end(mut self) -> Result<String> {
         let status = self.terminate()?;
         if !status.success() {
-            bail!("it ended with {status}:\n{}", self.said());
+            bail!("it ended with {status}: {}", self.beginning());
         }
         Ok(self.said())
     }

@@ -2,3 +2,5 @@
 pub mod blk;
 mod client;
 mod daemon;
+pub mod net;
+mod sample;

@@ -11,11 +11,14 @@ use crate::output;
 /// Instruction counts need valgrind. Programs that are not installed are fetched as Debian packages and not installed.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to compare: ring, blk, net or vhost-blk. Without: a list of them.
+    /// What to compare: ring, blk, net, vhost-blk or vhost-net. Without: a list of them.
     name: Option<String>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
+    /// Of vhost-blk and vhost-net, run only the cases that have this in their names.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    only: String,
     /// Instead of a report, fail if an instruction count is over what has been reached (ring).
     #[arg(long, conflicts_with = "json")]
     check: bool,
@@ -36,7 +39,7 @@ pub fn main(args: &Args) -> Result<u8> {
     } else if args.check {
         treaty_benches::check(name)?;
     } else {
-        let report = treaty_benches::run(name)?;
+        let report = treaty_benches::run(name, &args.only)?;
         let text = if args.json { report.json()? } else { report.table() };
         output::print(text.trim_end())?;
     }

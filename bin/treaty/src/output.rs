@@ -58,6 +58,7 @@ pub fn exit_code(result: anyhow::Result<u8>) -> ExitCode {
     }
 }
 
+#[cfg(any(feature = "bench", feature = "monitor"))]
 /// Prints lines to standard output. A reader that has gone away (`| head`) has what it wanted.
 pub fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().write_all(format!("{text}\n").as_bytes()) {
