@@ -74,6 +74,7 @@ impl DiskPlan {
     pub(crate) fn check(&self) -> Result<(), String> {
         check_queues(self.queues)?;
         self.workers().check(self.queues)?;
+        self.check_storage()?;
         let has_path = !self.path.as_os_str().is_empty();
         match (self.format, has_path, self.size) {
             (DiskFormat::Raw, true, None) | (DiskFormat::Null, false, Some(_)) => {}

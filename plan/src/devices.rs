@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CharTarget, MemorySize, NumberList, PollChoice, WorkersPlan};
+use crate::{Amount, CacheChoice, CharTarget, MemorySize, NumberList, OnError, PollChoice, WorkersPlan};
 
 /// How a virtio device shows its registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -62,9 +62,15 @@ pub struct DiskPlan {
     /// The guest may not write.
     #[serde(default, alias = "read-only")]
     pub readonly: bool,
-    /// Open with O_DIRECT.
+    /// Open with O_DIRECT: the same as `cache=none`.
     #[serde(default)]
     pub direct: bool,
+    /// How the host's page cache is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheChoice>,
+    /// What happens when the host fails a request.
+    #[serde(default)]
+    pub on_error: OnError,
     /// When the image is locked.
     #[serde(default)]
     pub lock: LockChoice,
@@ -74,6 +80,45 @@ pub struct DiskPlan {
     /// Block size in bytes that the guest sees, 512 or 4096; the image's own if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u32>,
+    /// Requests a second.
+    #[serde(default, rename = "iops", skip_serializing_if = "Option::is_none")]
+    pub iops: Option<Amount>,
+    /// Requests a second, in a burst of a second after a pause.
+    #[serde(default, rename = "iops_max", skip_serializing_if = "Option::is_none")]
+    pub iops_max: Option<Amount>,
+    /// Reads a second.
+    #[serde(default, rename = "iops_rd", skip_serializing_if = "Option::is_none")]
+    pub iops_rd: Option<Amount>,
+    /// Reads a second, in a burst of a second after a pause.
+    #[serde(default, rename = "iops_rd_max", skip_serializing_if = "Option::is_none")]
+    pub iops_rd_max: Option<Amount>,
+    /// Writes, discards and zeroings a second.
+    #[serde(default, rename = "iops_wr", skip_serializing_if = "Option::is_none")]
+    pub iops_wr: Option<Amount>,
+    /// Writes, discards and zeroings a second, in a burst of a second after a pause.
+    #[serde(default, rename = "iops_wr_max", skip_serializing_if = "Option::is_none")]
+    pub iops_wr_max: Option<Amount>,
+    /// Bytes a second.
+    #[serde(default, rename = "bps", skip_serializing_if = "Option::is_none")]
+    pub bps: Option<Amount>,
+    /// Bytes a second, in a burst of a second after a pause.
+    #[serde(default, rename = "bps_max", skip_serializing_if = "Option::is_none")]
+    pub bps_max: Option<Amount>,
+    /// Bytes read a second.
+    #[serde(default, rename = "bps_rd", skip_serializing_if = "Option::is_none")]
+    pub bps_rd: Option<Amount>,
+    /// Bytes read a second, in a burst of a second after a pause.
+    #[serde(default, rename = "bps_rd_max", skip_serializing_if = "Option::is_none")]
+    pub bps_rd_max: Option<Amount>,
+    /// Bytes written a second.
+    #[serde(default, rename = "bps_wr", skip_serializing_if = "Option::is_none")]
+    pub bps_wr: Option<Amount>,
+    /// Bytes written a second, in a burst of a second after a pause.
+    #[serde(default, rename = "bps_wr_max", skip_serializing_if = "Option::is_none")]
+    pub bps_wr_max: Option<Amount>,
+    /// Disks with the same group share its limits, which one of them gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// Request queues.
     #[serde(default = "one")]
     pub queues: u16,

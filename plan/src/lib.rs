@@ -8,6 +8,7 @@ mod devices;
 mod flags;
 mod remote;
 mod serve;
+mod storage;
 mod target;
 mod units;
 mod workers;
@@ -23,6 +24,7 @@ pub use devices::{
 pub use flags::{FlagError, from_flag};
 pub use remote::{VhostUserKind, VhostUserPlan};
 pub use serve::{DaemonPlan, Served, ServedPlan};
+pub use storage::{Amount, CacheChoice, OnError, ThrottlePlan};
 pub use target::CharTarget;
 pub use units::MemorySize;
 pub use workers::{NumberList, PollChoice, WorkersPlan};

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::check::PlanError;
-use crate::{ConsolePlan, DiskPlan, NetPlan};
+use crate::{ConsolePlan, DiskPlan, NetPlan, OnError};
 
 /// What one daemon process serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -54,6 +54,9 @@ impl Served<'_> {
     /// Refuses values out of range and impossible combinations. Touches no file.
     pub fn check(&self) -> Result<(), PlanError> {
         match self {
+            Self::Disk(disk) if disk.on_error == OnError::Stop => Err(PlanError::new(
+                "on-error=stop: a daemon has no API by which it could be resumed".into(),
+            )),
             Self::Disk(disk) => disk.check().map_err(PlanError::new),
             Self::Net(net) => net.check().map_err(PlanError::new),
             Self::Rng | Self::Console(_) => Ok(()),

@@ -21,6 +21,31 @@ pub struct Capabilities {
     pub write_zeroes: bool,
     /// Longest data transfer in bytes.
     pub max_transfer: u32,
+    /// Requests may reach beyond `len`: writes lengthen the image, reads find zeroes there. For files that hold an
+    /// image format; a virtual disk never grows by being written to.
+    pub growable: bool,
+}
+
+/// Where the contents of a range of an image come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes; never 0.
+    pub len: u64,
+    /// It has contents of its own; otherwise it reads as zeroes.
+    pub data: bool,
+    /// It is known to read as zeroes.
+    pub zero: bool,
+    /// The range has space in this image or one of its backing files; otherwise nothing in the chain says anything
+    /// about it.
+    pub allocated: bool,
+    /// How many backing files down it is found; 0 is the image itself.
+    pub depth: u32,
+    /// The data is compressed, so that it has no place of its own.
+    pub compressed: bool,
+    /// Where the data begins in the file at that depth, if it lies there as it is.
+    pub at: Option<u64>,
 }
 
 /// What a [`Request`] does. Offsets and lengths are bytes, multiples of the block size.
@@ -76,7 +101,8 @@ pub struct Finished {
     pub tag: u32,
     /// Done, or why not. Partial transfers do not exist: they are continued inside.
     pub result: Result<(), Box<StorageError>>,
-    /// The request's buffers, for reuse. Their start may have been [advanced](IoBuffers::advance) past.
+    /// The request's buffers, for reuse. Their start may have been [advanced](IoBuffers::advance) past;
+    /// of a transfer that failed, what was advanced past has been transferred.
     pub buffers: IoBuffers,
 }
 
@@ -116,6 +142,22 @@ pub trait BlockImage: Send + Sync {
     fn capabilities(&self) -> Capabilities;
     /// A way to submit requests, for one worker.
     fn queue(&self) -> Result<Box<dyn BlockQueue>, StorageError>;
+    /// Where the contents of `[offset, offset + len)` come from, in order: at least one extent if `len` is not 0, and
+    /// perhaps not all of them (ask again from where they end). Blocks; for tools and servers, not for workers.
+    fn map(&self, offset: u64, len: u64) -> Result<Vec<Extent>, StorageError> {
+        let end = self.capabilities().len.min(offset.saturating_add(len));
+        let whole = Extent {
+            offset,
+            len: end.saturating_sub(offset),
+            data: true,
+            zero: false,
+            allocated: true,
+            depth: 0,
+            compressed: false,
+            at: Some(offset),
+        };
+        Ok(Vec::from_iter((whole.len > 0).then_some(whole)))
+    }
 }
 
 /// Submits requests and reaps their ends. Lives on one worker, inside a task that does no other host operations.

@@ -1,8 +1,11 @@
 use crate::{Capabilities, Request, RequestKind, StorageError};
 
+/// No image is longer, in bytes: what `off_t` can say, in whole blocks of any size.
+pub(crate) const MAX_LEN: u64 = i64::MAX as u64 & !0xffff;
+
 /// Refuses a request that does not fit an image: everything that comes after may rely on range and alignment.
 #[inline]
-pub(crate) fn check(request: &Request, image: &Capabilities) -> Result<(), StorageError> {
+pub fn check(request: &Request, image: &Capabilities) -> Result<(), StorageError> {
     let data_len = request.buffers.len() as u64;
     let (offset, len) = match request.kind {
         RequestKind::Flush => return Ok(()),
@@ -24,7 +27,7 @@ pub(crate) fn check(request: &Request, image: &Capabilities) -> Result<(), Stora
         return Err(StorageError::Invalid("the range is not made of whole blocks"));
     }
     match offset.checked_add(len) {
-        Some(end) if end <= image.len => Ok(()),
+        Some(end) if end <= image.len || image.growable && end <= MAX_LEN => Ok(()),
         _ => Err(StorageError::Invalid("the range ends beyond the image")),
     }
 }

@@ -1,17 +1,28 @@
 //! Storage below a virtual disk: the block trait, image formats, host adapters.
 //!
-//! Owns: [`BlockImage`], [`BlockQueue`], requests and their limits; raw files and block devices, and their locks.
+//! Owns: [`BlockImage`], [`BlockQueue`], requests and their limits; raw files and block devices, and their locks; filters;
+//! what a store on another host has to be ([`Store`]).
 //! Must not know: virtio, guests, workers' threads. It submits through the [`Turn`](treaty_worker::Turn) of whoever runs it.
 
 mod block;
+mod cache;
 mod check;
+mod filter;
 mod lock;
 mod memory;
 mod open;
 mod raw;
+mod store;
 mod sys;
 
-pub use block::{BlockImage, BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
+pub use block::{BlockImage, BlockQueue, Capabilities, Extent, Finished, Request, RequestKind, StorageError};
+pub use cache::CacheMode;
+pub use check::check;
+pub use filter::{
+    FaultHandle, FaultImage, FaultRules, LogEvent, LogImage, LoggedOp, Rate, StopHandle, StopImage, Throttle,
+    ThrottleCounts, ThrottleGroup, ThrottleLimits, WriteLog,
+};
 pub use lock::LockTime;
 pub use memory::{NullImage, RamImage};
 pub use open::{Format, OpenOptions, open};
+pub use store::{Store, Stores};

@@ -80,6 +80,7 @@ fn capabilities(len: u64) -> Capabilities {
         discard: true,
         write_zeroes: true,
         max_transfer: MAX_TRANSFER,
+        growable: false,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::lock::{LockTime, Users, lock};
 use crate::raw::{RawFile, RawImage};
-use crate::{BlockImage, StorageError, sys};
+use crate::{BlockImage, CacheMode, StorageError, Stores, sys};
 
 /// Smallest block of any disk, in bytes.
 const SECTOR: u64 = 512;
@@ -31,9 +31,10 @@ pub struct OpenOptions {
     pub format: Format,
     /// Refuse writes; the image may then be open elsewhere for reading too.
     pub read_only: bool,
-    /// O_DIRECT: past the host's page cache (cache mode "none"). Otherwise the page cache holds writes until a flush
-    /// (cache mode "writeback").
-    pub direct: bool,
+    /// How the host's page cache is used.
+    pub cache: CacheMode,
+    /// Where images that are no files can be.
+    pub stores: Stores,
     /// When it is locked.
     pub lock: LockTime,
 }
@@ -45,7 +46,8 @@ impl OpenOptions {
             path: path.into(),
             format: Format::Raw,
             read_only: false,
-            direct: false,
+            cache: CacheMode::default(),
+            stores: Stores::default(),
             lock: LockTime::Held,
         }
     }
@@ -54,7 +56,10 @@ impl OpenOptions {
 /// Opens an image and locks it (compatibly with QEMU's image locking).
 pub fn open(options: &OpenOptions) -> Result<Arc<dyn BlockImage>, StorageError> {
     match options.format {
-        Format::Raw => Ok(Arc::new(RawImage::new(open_file(options)?))),
+        Format::Raw => match options.stores.open(&options.path, options.read_only) {
+            Some(image) => image,
+            None => Ok(Arc::new(RawImage::new(open_file(options, false)?))),
+        },
     }
 }
 
@@ -65,9 +70,14 @@ fn refused(path: &Path, reason: impl Into<String>) -> StorageError {
     }
 }
 
-fn open_file(options: &OpenOptions) -> Result<RawFile, StorageError> {
+/// Opens and locks a file. One that holds an image format is `growable`, and may have any length.
+pub(crate) fn open_file(options: &OpenOptions, growable: bool) -> Result<RawFile, StorageError> {
     let path = &options.path;
-    let direct = if options.direct { libc::O_DIRECT } else { 0 };
+    let direct = if options.cache.is_direct() {
+        libc::O_DIRECT
+    } else {
+        0
+    };
     // O_NONBLOCK: opening a FIFO by mistake must not wait for its other end.
     let file = File::options()
         .read(true)
@@ -98,7 +108,8 @@ fn open_file(options: &OpenOptions) -> Result<RawFile, StorageError> {
     if options.lock == LockTime::Held {
         lock(&file, options.read_only).map_err(|error| error.explain(path, options.read_only))?;
     }
-    measure(file, options, kind.is_block_device())
+    let growable = growable && !kind.is_block_device();
+    measure(file, options, kind.is_block_device(), growable)
 }
 
 /// What to tell somebody whose image cannot be opened.
@@ -111,15 +122,20 @@ fn advice(error: &io::Error, options: &OpenOptions) -> String {
         }
         Some(libc::EROFS) => "it is on a read-only file system; open it read-only".to_owned(),
         Some(libc::EISDIR) => "this is a directory; name an image file or a block device".to_owned(),
-        Some(libc::EINVAL) if options.direct => {
-            "its file system does not support O_DIRECT; leave out direct".to_owned()
+        Some(libc::EINVAL) if options.cache.is_direct() => {
+            "its file system does not support O_DIRECT; use cache=writeback".to_owned()
         }
         _ => error.to_string(),
     }
 }
 
 /// Length and block sizes of an open file.
-fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawFile, StorageError> {
+fn measure(
+    file: File,
+    options: &OpenOptions,
+    block_device: bool,
+    growable: bool,
+) -> Result<RawFile, StorageError> {
     let path = &options.path;
     let host = |source| StorageError::Host {
         action: format!("measure {}", path.display()),
@@ -139,7 +155,7 @@ fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawF
             "it is empty; give it a size first (truncate -s 10G FILE)",
         ));
     }
-    if len % SECTOR != 0 {
+    if len % SECTOR != 0 && !growable {
         let whole = len.next_multiple_of(SECTOR);
         return Err(refused(
             path,
@@ -149,18 +165,18 @@ fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawF
             ),
         ));
     }
-    let alignment = if options.direct {
+    let alignment = if options.cache.is_direct() {
         direct_alignment(&file, len).map_err(host)?
     } else {
         1
     };
     block_size = block_size.max(alignment);
     optimal_size = optimal_size.max(block_size);
-    if len % u64::from(block_size) != 0 {
+    if len % u64::from(block_size) != 0 && !growable {
         return Err(refused(
             path,
             format!(
-                "O_DIRECT needs {block_size}-byte blocks here and its {len} bytes are no multiple of that; leave out direct"
+                "O_DIRECT needs {block_size}-byte blocks here and its {len} bytes are no multiple of that; use cache=writeback"
             ),
         ));
     }
@@ -171,6 +187,8 @@ fn measure(file: File, options: &OpenOptions, block_device: bool) -> Result<RawF
         block_size,
         optimal_size,
         read_only: options.read_only,
+        growable,
+        ignores_flushes: options.cache.ignores_flushes(),
         alignment: alignment as usize,
         users: (options.lock == LockTime::Running).then(Users::default),
         state: Default::default(),

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 fn check(result: i32) -> io::Result<()> {
     if result < 0 {
@@ -38,6 +38,24 @@ pub(crate) fn set_blocking(file: &File) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK) })
 }
 
+/// Whether there is data at `offset`, and where that ends (`None`: at the file's end). A file system that does not know
+/// says that all is data.
+pub(crate) fn next_edge(file: &File, offset: u64) -> io::Result<(bool, Option<u64>)> {
+    let at = i64::try_from(offset).map_err(io::Error::other)?;
+    let seek = |whence| {
+        // SAFETY: lseek takes no pointers. The file's position is not used: all reads and writes name theirs.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), at, whence) };
+        u64::try_from(found).map_err(|_| io::Error::last_os_error())
+    };
+    match seek(libc::SEEK_DATA) {
+        Ok(data) if data > offset => Ok((false, Some(data))),
+        Ok(_) => Ok((true, seek(libc::SEEK_HOLE).ok())),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok((false, None)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok((true, None)),
+        Err(error) => Err(error),
+    }
+}
+
 fn one_byte(kind: i32, byte: i64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
@@ -70,4 +88,20 @@ pub(crate) fn is_byte_locked(file: &File, byte: i64) -> io::Result<bool> {
     // SAFETY: F_OFD_GETLK reads and writes one flock, which lives.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
     Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// A new non-blocking eventfd.
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: eventfd takes no pointers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    check(fd)?;
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Writes 1 to an eventfd. It fails only when the counter is full, and then it rings already.
+pub(crate) fn ring(fd: &OwnedFd) {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: 8 bytes of a live array.
+    unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
 }

@@ -4,13 +4,13 @@ mod common;
 
 use common::{Disk, Folder, filled, workers};
 use treaty_buffers::{AlignedBlock, IoBuffers};
-use treaty_storage::{NullImage, OpenOptions, RamImage, RequestKind, StorageError, open};
+use treaty_storage::{CacheMode, NullImage, OpenOptions, RamImage, RequestKind, StorageError, open};
 
 const MIB: u64 = 1 << 20;
 
 fn direct(path: &std::path::Path) -> OpenOptions {
     OpenOptions {
-        direct: true,
+        cache: CacheMode::None,
         ..OpenOptions::raw(path)
     }
 }

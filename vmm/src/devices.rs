@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use treaty_catalog::{CharContext, Opened, console, disk, net, rng};
+use treaty_catalog::{CharContext, DiskContext, Opened, console, disk, net, rng};
 use treaty_vhost_frontend::Link;
 
 use crate::life::{End, Life};
@@ -49,9 +49,10 @@ pub(crate) fn char_context(life: &Arc<Life>) -> CharContext {
 }
 
 fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
+    let mut context = DiskContext::default();
     let slot = |(index, plan): (usize, &crate::plan::DiskPlan)| {
         Ok(Slot {
-            source: Source::Here(disk(&format!("disk{index}"), plan)?),
+            source: Source::Here(disk(&format!("disk{index}"), plan, &mut context)?),
             transport: plan.transport,
             ring: plan.ring,
         })

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use treaty_catalog::StopHandle;
 use treaty_kvm::Kvm;
 
 use crate::api::{BackEndInfo, Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo};
@@ -169,6 +170,9 @@ impl Control for Vm {
         if let Ok(current) = self.current() {
             for device in current.devices.iter() {
                 device.resume();
+                if let Some(stop) = &device.stop {
+                    stop.resume();
+                }
             }
         }
         self.0.life.resume()
@@ -238,6 +242,7 @@ fn describe(device: &Attached) -> DeviceInfo {
         offered: view.offered.0,
         accepted: view.accepted.0,
         needs_reset: view.needs_reset,
+        stopped: device.stop.as_ref().and_then(StopHandle::reason),
         back_end,
         queues,
     }

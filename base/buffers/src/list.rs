@@ -189,6 +189,22 @@ impl IoBuffers {
         Some(part)
     }
 
+    /// One list over several, in their order. It owns what they own.
+    pub fn joined(parts: &[&Self]) -> Self {
+        let mut whole = Self::with_capacity(parts.iter().map(|part| part.iovecs().len()).sum());
+        let owners: Vec<Owner> = parts
+            .iter()
+            .filter_map(|part| part.0.as_ref()?.owner.clone())
+            .collect();
+        let list = whole.list();
+        for part in parts {
+            list.ranges.extend_from_slice(part.iovecs());
+            list.bytes += part.len();
+        }
+        list.own(Some(Arc::new(owners)));
+        whole
+    }
+
     /// Copies bytes from the start of the list into `dst`; returns how many (the shorter of both).
     pub fn copy_to(&self, dst: &mut [u8]) -> usize {
         let mut done = 0;
@@ -299,6 +315,9 @@ mod tests {
         assert_eq!(list.copy_to_buffers(&mut whole.slice(9, 3).unwrap()), 3);
         assert_eq!(whole.slice(8, 5).unwrap().copy_to(&mut out), 5);
         assert_eq!(out, [8, 0, 1, 2, 12]);
+        let joined = super::IoBuffers::joined(&[&whole.slice(2, 2).unwrap(), &list.slice(15, 1).unwrap()]);
+        assert_eq!(joined.copy_to(&mut out), 3);
+        assert_eq!(out[..3], [2, 3, 15]);
         whole.advance(12);
         assert_eq!((whole.len(), whole.iovecs().len()), (4, 1));
         whole.truncate(1);

@@ -8,6 +8,8 @@
 
 mod engine;
 mod epoll;
+mod lanes;
+mod local;
 mod mailbox;
 mod op;
 mod poll;
@@ -22,6 +24,8 @@ mod turn;
 mod uring;
 mod worker;
 
+pub use lanes::Lanes;
+pub use local::Local;
 pub use op::{Completion, HostOp, OpKind};
 pub use poll::Poll;
 pub use task::{Exit, Progress, Task, TaskId};

@@ -36,7 +36,7 @@ enum What {
     Status,
     /// Stop the vCPUs and drain every queue.
     Pause,
-    /// Go on after a pause.
+    /// Go on after a pause; try what failed on disks with on-error=stop again.
     Resume,
     /// Press the ACPI power button; the guest decides what follows.
     PowerButton,
@@ -154,6 +154,9 @@ fn device_text(device: &DeviceInfo) -> Vec<String> {
     )];
     if let Some(reason) = &device.needs_reset {
         lines.push(format!("{:<10} needs a reset: {reason}", ""));
+    }
+    if let Some(reason) = &device.stopped {
+        lines.push(format!("{:<10} stopped, `resume` tries again: {reason}", ""));
     }
     if let Some(back_end) = &device.back_end {
         let state = if back_end.degraded {

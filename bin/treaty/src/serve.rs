@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
-use treaty_catalog::{CharContext, Opened, WorkerPool};
+use treaty_catalog::{CharContext, DiskContext, Opened, WorkerPool};
 use treaty_listen::Listener;
 use treaty_plan::{ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan, WorkersPlan};
 use treaty_vhost_backend::{Endpoint, Stop, serve};
@@ -181,6 +181,7 @@ pub fn main(args: Args, log: LogLevel) -> anyhow::Result<u8> {
 }
 
 fn from_flags(device: Device, chars: &CharContext) -> anyhow::Result<Ready> {
+    let disks = &mut DiskContext::default();
     let (socket, opened) = match device {
         Device::Blk {
             socket,
@@ -189,17 +190,17 @@ fn from_flags(device: Device, chars: &CharContext) -> anyhow::Result<Ready> {
         } => {
             let mut plan: DiskPlan = config::device("--disk", &disk, None)?;
             plan.set_workers(&workers.plan()?);
-            (socket, open(Served::Disk(&plan), "", chars)?)
+            (socket, open(Served::Disk(&plan), "", chars, disks)?)
         }
         Device::Net { socket, net, workers } => {
             let mut plan: NetPlan = config::device("--net", &net, None)?;
             plan.set_workers(&workers.plan()?);
-            (socket, open(Served::Net(&plan), "", chars)?)
+            (socket, open(Served::Net(&plan), "", chars, disks)?)
         }
-        Device::Rng { socket } => (socket, open(Served::Rng, "", chars)?),
+        Device::Rng { socket } => (socket, open(Served::Rng, "", chars, disks)?),
         Device::Console { socket, console } => {
             let plan: ConsolePlan = config::device("--console", &console, Some("to"))?;
-            (socket, open(Served::Console(&plan), "", chars)?)
+            (socket, open(Served::Console(&plan), "", chars, disks)?)
         }
     };
     Ok(Ready {
@@ -210,8 +211,9 @@ fn from_flags(device: Device, chars: &CharContext) -> anyhow::Result<Ready> {
 
 fn from_file(plan: DaemonPlan, chars: &CharContext) -> anyhow::Result<Vec<Ready>> {
     plan.check()?;
+    let mut disks = DiskContext::default();
     let ready = |(index, device): (usize, &ServedPlan)| {
-        let opened = open(device.served()?, &index.to_string(), chars)?;
+        let opened = open(device.served()?, &index.to_string(), chars, &mut disks)?;
         Ok(Ready {
             opened,
             endpoint: endpoint(device.socket.clone(), device.client)?,
@@ -221,11 +223,16 @@ fn from_file(plan: DaemonPlan, chars: &CharContext) -> anyhow::Result<Vec<Ready>
 }
 
 /// Checks the plan and opens what it names; the device's name is its kind and `suffix`.
-fn open(served: Served<'_>, suffix: &str, chars: &CharContext) -> anyhow::Result<Opened> {
+fn open(
+    served: Served<'_>,
+    suffix: &str,
+    chars: &CharContext,
+    disks: &mut DiskContext,
+) -> anyhow::Result<Opened> {
     served.check()?;
     let name = |kind| format!("{kind}{suffix}");
     Ok(match served {
-        Served::Disk(plan) => treaty_catalog::disk(&name("blk"), plan)?,
+        Served::Disk(plan) => treaty_catalog::disk(&name("blk"), plan, disks)?,
         Served::Net(plan) => treaty_catalog::net(&name("net"), plan)?,
         Served::Rng => treaty_catalog::rng(&name("rng")),
         Served::Console(plan) => treaty_catalog::console(&name("console"), &[plan], chars)?,

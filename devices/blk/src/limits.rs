@@ -186,6 +186,7 @@ mod tests {
             discard: true,
             write_zeroes: true,
             max_transfer: 0x7fff_f000,
+            growable: false,
         }
     }
 
@@ -201,6 +202,7 @@ mod tests {
                     &config,
                     &Capabilities {
                         max_transfer,
+                        growable: false,
                         ..image()
                     },
                 );

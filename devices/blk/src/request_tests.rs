@@ -27,6 +27,7 @@ impl Fixture {
             discard: true,
             write_zeroes: true,
             max_transfer: 1 << 20,
+            growable: false,
         };
         Self {
             memory: GuestMemory::new(vec![Region::memfd(0, 1 << 16).unwrap()]).unwrap(),

@@ -25,17 +25,19 @@ mod workers;
 
 pub use chars::{CharContext, open_char};
 pub use console::console;
-pub use disk::disk;
+pub use disk::{DiskContext, disk, open_image, stores};
 pub use error::CatalogError;
 pub use net::net;
 pub use rng::rng;
 pub use workers::{WorkerPool, poll_of};
 
+pub use treaty_storage::StopHandle;
 use treaty_virtio_device::{DeviceCounters, VirtioDevice};
 
 /// A device's back-ends, open and locked.
 pub struct Opened {
     name: String,
+    stop: Option<StopHandle>,
     build: Build,
 }
 
@@ -48,8 +50,14 @@ impl Opened {
     ) -> Self {
         Self {
             name: name.to_owned(),
+            stop: None,
             build: Box::new(build),
         }
+    }
+
+    /// What a disk that stops on errors is resumed by.
+    pub fn stop_handle(&self) -> Option<&StopHandle> {
+        self.stop.as_ref()
     }
 
     /// The device's name in this machine or daemon, such as `disk0`.

@@ -7,8 +7,8 @@ use treaty_buffers::{AlignedBlock, IoBuffers};
 use treaty_worker::{Completion, HostOp, OpKind, Turn};
 
 use super::image::RawFile;
-use super::step::{Active, End, Step};
-use crate::check::check;
+use super::step::{Active, End, Purpose, Step};
+use crate::check::{MAX_LEN, check};
 use crate::lock::Share;
 use crate::{BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
 
@@ -32,6 +32,8 @@ const ZERO_BYTES: usize = 256 << 10;
 pub(crate) struct RawQueue {
     file: Arc<RawFile>,
     capabilities: Capabilities,
+    /// Where the last request may end.
+    limit: u64,
     active: Vec<Active>,
     free: Vec<usize>,
     running: usize,
@@ -57,8 +59,11 @@ struct Parked {
 
 impl RawQueue {
     pub(crate) fn new(file: Arc<RawFile>, share: Option<Share>) -> Self {
+        let capabilities = file.capabilities();
+        let limit = if file.growable { MAX_LEN } else { capabilities.len };
         Self {
-            capabilities: file.capabilities(),
+            capabilities,
+            limit,
             file,
             active: Vec::new(),
             free: Vec::new(),
@@ -106,7 +111,7 @@ impl RawQueue {
         let end = offset.wrapping_add(len);
         len.wrapping_sub(1) < u64::from(self.capabilities.max_transfer)
             && (offset | len) & (u64::from(self.capabilities.block_size) - 1) == 0
-            && end <= self.capabilities.len
+            && end <= self.limit
             && end > offset
             && self.file.alignment == 1
             && self.waiting.is_empty()
@@ -146,7 +151,8 @@ impl RawQueue {
             let result = Err(active.error(&self.file, earlier));
             return self.finished.push(Finished { tag, result, buffers });
         }
-        if active.skip_impossible(&self.file) {
+        let needless = active.step == Step::Flush && self.file.ignores_flushes;
+        if needless || active.skip_impossible(&self.file) {
             let result = Ok(());
             return self.finished.push(Finished { tag, result, buffers });
         }
@@ -272,6 +278,10 @@ impl RawQueue {
         self.running -= 1;
         self.bytes -= active.data_len;
         self.free.push(index);
+        let grows = active.offset + active.left > self.capabilities.len;
+        if grows && active.purpose == Purpose::Write && result.is_ok() {
+            self.file.state.grew_to(active.offset + active.left);
+        }
         done.push(Finished {
             tag: active.tag,
             result,

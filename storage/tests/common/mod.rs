@@ -132,6 +132,20 @@ impl Disk {
         Ok(bytes)
     }
 
+    /// Reads while others are under way: its end is the next one of that tag.
+    pub fn read_with_tag(&self, tag: u32, offset: u64, len: usize) {
+        let buffers = AlignedBlock::new(len, 4096).buffers();
+        self.start(tag, RequestKind::Read { offset }, buffers);
+        let end = self.end();
+        assert_eq!(end.tag, tag);
+        end.result.unwrap();
+    }
+
+    /// Asks the task to stop.
+    pub fn stop(&self) {
+        self.worker.stop(self.task);
+    }
+
     pub fn write(&self, offset: u64, bytes: &[u8], durable: bool) -> Result<(), StorageError> {
         self.run(RequestKind::Write { offset, durable }, filled(bytes))
     }

@@ -6,7 +6,7 @@ use std::fs::File;
 use treaty_memory::{FaultWatch, GuestMemory, MemoryError, Region, RegionError};
 use treaty_vhost_protocol::Message;
 use treaty_vhost_protocol::payload::{INFLIGHT_SHORT, Inflight};
-use treaty_virtio_device::{InflightLog, Layout, QueueMemory, inflight_log_bytes};
+use treaty_virtio_device::{InflightLog, Layout, QueueMemory, RingConfig, inflight_log_bytes};
 use treaty_virtio_spec::ring::MAX_QUEUE_SIZE;
 use zerocopy::IntoBytes;
 
@@ -30,10 +30,23 @@ impl Logs {
     }
 
     /// Ring `index`'s log; `None` if there is none for it. Whether it lies in the memory is checked where it is used.
-    pub fn of(&self, layout: Layout, index: u16, fresh: bool) -> Option<InflightLog<QueueMemory>> {
+    ///
+    /// QEMU asks for logs of its default ring size and then lets the driver choose a larger ring (SeaBIOS does): that ring
+    /// runs without a log, as it would under a front-end that has none.
+    pub fn of(&self, ring: &RingConfig, index: u16, fresh: bool) -> Option<InflightLog<QueueMemory>> {
+        if ring.size > self.entries {
+            let (size, entries) = (ring.size, self.entries);
+            tracing::warn!(
+                queue = index,
+                size,
+                entries,
+                "the in-flight log is too small for this ring and not used"
+            );
+            return None;
+        }
         (index < self.queues).then(|| InflightLog {
             memory: QueueMemory(self.memory.clone()),
-            addr: u64::from(index) * inflight_log_bytes(layout, self.entries),
+            addr: u64::from(index) * inflight_log_bytes(ring.layout, self.entries),
             entries: self.entries,
             fresh,
         })

@@ -328,7 +328,7 @@ impl<'d> Session<'d> {
         };
         let state = vhost_state(config.layout, vring.base);
         let logs = self.logs.as_ref();
-        let inflight = logs.and_then(|logs| logs.of(config.layout, parts.index, !vring.from_log));
+        let inflight = logs.and_then(|logs| logs.of(&config, parts.index, !vring.from_log));
         let queue = match inflight {
             Some(inflight) => DeviceQueue::resume(parts, &config, state, inflight),
             None => DeviceQueue::start(parts, &config, state),

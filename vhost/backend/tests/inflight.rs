@@ -80,6 +80,28 @@ fn hardening_11_a_log_is_large_enough_and_cannot_be_taken_away() {
     }
 }
 
+/// QEMU asks for logs of its default size, and the driver may choose a larger ring.
+#[test]
+fn a_ring_larger_than_its_log_runs_without_it() {
+    for layout in LAYOUTS {
+        let mut front = connect(layout);
+        let asked = area(1, WIRE_RING / 2);
+        let mut reply = front.ask(code::GET_INFLIGHT_FD, asked.as_bytes(), &[]);
+        let (area, file): (Inflight, File) = (reply.read_padded(), reply.take_fd().unwrap().into());
+        front.set(code::SET_INFLIGHT_FD, area.as_bytes(), &[file.as_fd()]);
+        let mut ring = front.start_ring(0);
+        let buffer = Segment {
+            addr: WIRE_BUFFERS,
+            len: 32,
+        };
+        ring.offer(&[], &[buffer], 1);
+        assert_eq!(ring.reap(WAIT_LIMIT), Some((1, 32)));
+        let mut version = [0; 2];
+        file.read_exact_at(&mut version, 8).unwrap();
+        assert_eq!(version, [0, 0], "the log is as it was");
+    }
+}
+
 #[test]
 fn hardening_11_impossible_logs_close_the_connection() {
     let asked = [area(0, 16), area(2, 16), area(1, 0), area(1, 0xffff)];

@@ -83,6 +83,9 @@ pub struct DeviceInfo {
     /// Why the device needs a reset, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs_reset: Option<String>,
+    /// Why requests of a disk wait for `resume`, if any do (`on-error=stop`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
     /// The process that does its work, if that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back_end: Option<BackEndInfo>,

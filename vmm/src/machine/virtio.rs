@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use treaty_bus::Ticket;
-use treaty_catalog::{Built, WorkerPool, poll_of};
+use treaty_catalog::{Built, StopHandle, WorkerPool, poll_of};
 use treaty_pci::{BarAllocator, PciDevice, SLOT_COUNT};
 use treaty_tables::MmioDevice;
 use treaty_vhost_frontend::{Link, VhostUserDevice};
@@ -38,6 +38,8 @@ pub(crate) struct Attached {
     pub(crate) counters: DeviceCounters,
     /// To its back-end, if that is another process.
     pub(crate) link: Option<Arc<Link>>,
+    /// Of a disk that stops on errors.
+    pub(crate) stop: Option<StopHandle>,
     registers: Arc<Mutex<dyn Registers>>,
     /// After the transport, whose device uses them.
     _workers: WorkerPool,
@@ -94,6 +96,10 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
         }
     };
     let Built { device, counters } = built;
+    let stop = match &slot.source {
+        Source::Here(opened) => opened.stop_handle().cloned(),
+        Source::Elsewhere(..) => None,
+    };
     let (location, registers) = match slot.transport {
         TransportChoice::Pci => attach_pci(build, places, name, device, offer)?,
         TransportChoice::Mmio => attach_mmio(build, places, name, device, offer)?,
@@ -105,6 +111,7 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
         location,
         counters,
         link,
+        stop,
         registers,
         _workers: workers,
     })

@@ -33,6 +33,7 @@ impl ScriptedImage {
             discard: true,
             write_zeroes: true,
             max_transfer: 1 << 20,
+            growable: false,
         };
         Self(Arc::new(Mutex::new(Disk {
             capabilities,

@@ -1,0 +1,75 @@
+use std::sync::Arc;
+
+use crate::epoll::Epoll;
+use crate::mailbox::Mailbox;
+use crate::schedule::Schedule;
+use crate::uring::Uring;
+use crate::{Poll, ReactorKind, WorkerError, WorkerHandle};
+
+/// A worker without a thread: its tasks run inside [`step`](Self::step), on the caller's thread. For tools, which have
+/// nothing else to do than to wait.
+///
+/// Dropping it stops every task and drains them, as dropping a [`Worker`](crate::Worker) does.
+pub struct Local {
+    schedule: Reactors,
+    mailbox: Arc<Mailbox>,
+}
+
+enum Reactors {
+    Uring(Box<Schedule<Uring>>),
+    Epoll(Box<Schedule<Epoll>>),
+}
+
+impl Local {
+    /// A worker without tasks. `name` is for messages.
+    pub fn new(name: &str, kind: ReactorKind) -> Result<Self, WorkerError> {
+        let failed = |reactor, source| WorkerError::Reactor {
+            reactor,
+            name: name.to_owned(),
+            source,
+        };
+        let mailbox = Arc::new(Mailbox::new(name).map_err(|error| failed("an eventfd", error))?);
+        if kind != ReactorKind::Epoll {
+            match Uring::new(mailbox.fd()) {
+                Ok(engine) => {
+                    let schedule =
+                        Reactors::Uring(Box::new(Schedule::new(engine, mailbox.clone(), Poll::Off)));
+                    return Ok(Self { schedule, mailbox });
+                }
+                Err(error) if kind == ReactorKind::Uring => return Err(failed("io_uring", error)),
+                Err(error) => tracing::debug!(worker = name, %error, "no io_uring here, using epoll"),
+            }
+        }
+        let engine = Epoll::new(name, mailbox.fd()).map_err(|error| failed("epoll", error))?;
+        let schedule = Reactors::Epoll(Box::new(Schedule::new(engine, mailbox.clone(), Poll::Off)));
+        Ok(Self { schedule, mailbox })
+    }
+
+    /// For adding, waking and stopping tasks.
+    pub fn handle(&self) -> WorkerHandle {
+        WorkerHandle::new(self.mailbox.clone())
+    }
+
+    /// One pass of the worker's loop: a turn for each ready task, then waits for the next event if none is ready. False
+    /// once it was stopped and every task has left.
+    pub fn step(&mut self) -> bool {
+        match &mut self.schedule {
+            Reactors::Uring(schedule) => {
+                schedule.step();
+                !schedule.is_over()
+            }
+            Reactors::Epoll(schedule) => {
+                schedule.step();
+                !schedule.is_over()
+            }
+        }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.mailbox.stop_all();
+        while self.step() {}
+        self.mailbox.close("the worker has stopped");
+    }
+}
