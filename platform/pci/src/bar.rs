@@ -3,10 +3,21 @@ use std::ops::Range;
 /// Base address registers of a type 0 function.
 pub const BAR_COUNT: usize = 6;
 
+/// The address space that a BAR is decoded in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BarSpace {
+    /// Guest physical addresses.
+    Memory,
+    /// Ports.
+    Io,
+}
+
 /// Where a BAR is decoded now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BarRange {
-    /// Guest physical address.
+    /// Memory or ports.
+    pub space: BarSpace,
+    /// First address.
     pub start: u64,
     /// Bytes; `start + len` does not wrap around.
     pub len: u64,

@@ -1,4 +1,4 @@
-use crate::{BAR_COUNT, BarRange};
+use crate::{BAR_COUNT, BarRange, BarSpace};
 
 /// What a function says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +25,14 @@ const INTERRUPT_LINE: usize = 0x3c;
 const INTERRUPT_PIN: usize = 0x3d;
 const FIRST_CAPABILITY: usize = 0x40;
 
+const COMMAND_IO: u16 = 1;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 const COMMAND_INTX_DISABLE: u16 = 1 << 10;
 const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 const BAR_64_BIT: u32 = 0b100;
+const BAR_IO: u32 = 1;
 
 /// Bytes of conventional configuration space.
 pub const CONFIG_LEN: usize = 256;
@@ -57,12 +59,22 @@ pub enum ConfigStateError {
     ReadOnly(usize),
 }
 
+/// A base address register: its kind, and its length in bytes.
+#[derive(Clone, Copy)]
+enum Bar {
+    /// Unused, or the upper half of a 64-bit one.
+    None,
+    Memory64(u64),
+    Memory32(u64),
+    Io(u64),
+}
+
 /// The 256 bytes of configuration space of a type 0 function: registers and which of their bits the guest can write.
 #[derive(Clone)]
 pub struct ConfigSpace {
     bytes: [u8; CONFIG_LEN],
     writable: [u8; CONFIG_LEN],
-    bar_len: [u64; BAR_COUNT],
+    bars: [Bar; BAR_COUNT],
     /// Where the next capability's offset is to be written.
     link: usize,
     next_capability: usize,
@@ -74,7 +86,7 @@ impl ConfigSpace {
         let mut space = Self {
             bytes: [0; CONFIG_LEN],
             writable: [0; CONFIG_LEN],
-            bar_len: [0; BAR_COUNT],
+            bars: [Bar::None; BAR_COUNT],
             link: CAPABILITIES_POINTER,
             next_capability: FIRST_CAPABILITY,
         };
@@ -95,17 +107,54 @@ impl ConfigSpace {
     /// Adds a 64-bit memory BAR of `len` bytes (a power of two, at least 16) at `address` (a multiple of `len`). It takes
     /// registers `index` and `index + 1`.
     pub fn add_bar(&mut self, index: u8, len: u64, address: u64) -> Result<(), LayoutError> {
-        let error = LayoutError::Bar(index);
-        let slot = usize::from(index);
-        let fits = len.is_power_of_two() && len >= 16 && address & (len - 1) == 0;
-        if slot + 1 >= BAR_COUNT || !fits {
-            return Err(error);
+        if usize::from(index) + 1 >= BAR_COUNT {
+            return Err(LayoutError::Bar(index));
         }
-        *self.bar_len.get_mut(slot).ok_or(error)? = len;
-        let at = BAR0 + slot * 4;
+        let at = self.place_bar(index, Bar::Memory64(len), len, 16, address)?;
         self.put(at, &(address | u64::from(BAR_64_BIT)).to_le_bytes());
         self.allow(at, &(!(len - 1)).to_le_bytes());
         Ok(())
+    }
+
+    /// Adds a 32-bit memory BAR, which must lie below 4 GiB.
+    pub fn add_bar_32(&mut self, index: u8, len: u64, address: u64) -> Result<(), LayoutError> {
+        let low = u32::try_from(address).map_err(|_| LayoutError::Bar(index))?;
+        let at = self.place_bar(index, Bar::Memory32(len), len, 16, address)?;
+        self.put(at, &low.to_le_bytes());
+        self.allow(at, &(!(len - 1) as u32).to_le_bytes());
+        Ok(())
+    }
+
+    /// Adds an I/O BAR of `len` ports (a power of two, 4 to 256) at `port`.
+    pub fn add_io_bar(&mut self, index: u8, len: u64, port: u16) -> Result<(), LayoutError> {
+        if len > 256 {
+            return Err(LayoutError::Bar(index));
+        }
+        let at = self.place_bar(index, Bar::Io(len), len, 4, u64::from(port))?;
+        self.put(at, &(u32::from(port) | BAR_IO).to_le_bytes());
+        self.allow(at, &(!(len - 1) as u32).to_le_bytes());
+        let command = COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE;
+        self.allow(COMMAND, &command.to_le_bytes());
+        Ok(())
+    }
+
+    /// Takes register `index`; returns its offset.
+    fn place_bar(
+        &mut self,
+        index: u8,
+        bar: Bar,
+        len: u64,
+        least: u64,
+        address: u64,
+    ) -> Result<usize, LayoutError> {
+        let error = LayoutError::Bar(index);
+        let fits = len.is_power_of_two() && len >= least && address & (len - 1) == 0;
+        let place = self.bars.get_mut(usize::from(index)).ok_or(error)?;
+        if !fits {
+            return Err(error);
+        }
+        *place = bar;
+        Ok(BAR0 + usize::from(index) * 4)
     }
 
     /// Appends a capability; `body` follows its ID and next pointer, and `writable` (as long as `body`, or shorter) says
@@ -166,20 +215,31 @@ impl ConfigSpace {
         u32::from_le_bytes(bytes)
     }
 
-    /// The ranges that the function answers at now: none while the command register has memory space off.
+    /// The ranges that the function answers at now: none while the command register has their space off.
     pub fn bars(&self) -> [Option<BarRange>; BAR_COUNT] {
-        let mut bars = [None; BAR_COUNT];
-        if self.read_u16(COMMAND as u16) & COMMAND_MEMORY == 0 {
-            return bars;
-        }
-        for (index, (bar, &len)) in bars.iter_mut().zip(&self.bar_len).enumerate() {
+        let mut ranges = [None; BAR_COUNT];
+        let command = self.read_u16(COMMAND as u16);
+        for (index, (range, &bar)) in ranges.iter_mut().zip(&self.bars).enumerate() {
             let at = (BAR0 + index * 4) as u16;
-            let low = u64::from(self.read_u32(at)) & !0xf;
-            let start = u64::from(self.read_u32(at + 4)) << 32 | low;
-            let real = len != 0 && start.checked_add(len).is_some();
-            *bar = real.then_some(BarRange { start, len });
+            let low = u64::from(self.read_u32(at));
+            let (space, enable, start, len) = match bar {
+                Bar::None => continue,
+                Bar::Memory64(len) => {
+                    let high = u64::from(self.read_u32(at + 4)) << 32;
+                    (BarSpace::Memory, COMMAND_MEMORY, high | low & !0xf, len)
+                }
+                Bar::Memory32(len) => (BarSpace::Memory, COMMAND_MEMORY, low & !0xf, len),
+                Bar::Io(len) => (BarSpace::Io, COMMAND_IO, low & !0x3, len),
+            };
+            let real = command & enable != 0 && start.checked_add(len).is_some();
+            *range = real.then_some(BarRange { space, start, len });
         }
-        bars
+        ranges
+    }
+
+    /// True if the function may read and write memory on its own.
+    pub fn bus_master(&self) -> bool {
+        self.read_u16(COMMAND as u16) & COMMAND_BUS_MASTER != 0
     }
 
     /// True if the guest has turned the interrupt pin off.
@@ -260,12 +320,38 @@ mod tests {
         space.write(0x14, &0x12u32.to_le_bytes());
         space.write(4, &[2, 0]);
         let range = BarRange {
+            space: BarSpace::Memory,
             start: 0x12_e000_0000,
             len: 0x1_0000,
         };
         assert_eq!(space.bars()[0], Some(range));
         space.write(0x10, &[0xff; 8]);
         assert_eq!(space.bars()[0], None, "the end would wrap around");
+    }
+
+    #[test]
+    fn bars_of_32_bits_and_of_ports() {
+        let mut space = space();
+        space.add_bar_32(0, 0x2_0000, 0xe800_0000).unwrap();
+        space.add_io_bar(1, 64, 0xc000).unwrap();
+        assert_eq!(
+            space.add_io_bar(2, 64, 0xc010),
+            Err(LayoutError::Bar(2)),
+            "not aligned"
+        );
+        assert_eq!(space.add_bar_32(2, 16, 1 << 32), Err(LayoutError::Bar(2)));
+        let range = |space, start, len| Some(BarRange { space, start, len });
+        space.write(4, &[1, 0]);
+        assert_eq!(space.bars()[..2], [None, range(BarSpace::Io, 0xc000, 64)]);
+        space.write(4, &[6, 0]);
+        assert!(space.bus_master());
+        assert_eq!(
+            space.bars()[..2],
+            [range(BarSpace::Memory, 0xe800_0000, 0x2_0000), None]
+        );
+        space.write(0x10, &[0xff; 8]);
+        assert_eq!(space.read_u32(0x10), 0xfffe_0000);
+        assert_eq!(space.read_u32(0x14), 0xffff_ffc1);
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod interrupt;
 mod msix;
 mod root;
 
-pub use bar::{BAR_COUNT, BarAllocator, BarRange};
+pub use bar::{BAR_COUNT, BarAllocator, BarRange, BarSpace};
 pub use config::{CONFIG_LEN, ConfigSpace, ConfigStateError, Identity, LayoutError};
 pub use function::PciDevice;
 pub use interrupt::{IntxLine, IoAddress, IoEvents, MsiProvider, MsiVector};

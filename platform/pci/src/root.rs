@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use treaty_bus::{Access, BusTarget};
 
-use crate::{BAR_COUNT, BarRange, ConfigSpace, Identity, PciDevice};
+use crate::{BAR_COUNT, BarRange, BarSpace, ConfigSpace, Identity, PciDevice};
 
 /// Device numbers on bus 0.
 pub const SLOT_COUNT: usize = 32;
@@ -23,8 +23,8 @@ pub struct SlotError(pub u8);
 
 /// Bus 0: a host bridge in slot 0 and single-function devices in the others.
 ///
-/// vCPUs reach it through three kinds of bus target: [`ecam`](Self::ecam), [`ports`](Self::ports) and, for the ranges in which
-/// BARs lie, [`window`](Self::window). Each access locks one function only.
+/// vCPUs reach it through these bus targets: [`ecam`](Self::ecam), [`ports`](Self::ports) and, for the ranges in which BARs lie,
+/// [`window`](Self::window) and [`port_window`](Self::port_window). Each access locks one function only.
 pub struct PciRoot {
     slots: RwLock<[Option<Function>; SLOT_COUNT]>,
     /// What is decoded now, sorted by start. Never locked while a function's lock is being waited for.
@@ -33,12 +33,18 @@ pub struct PciRoot {
     address: AtomicU32,
 }
 
-#[derive(Clone)]
 struct Decoded {
     range: BarRange,
     slot: usize,
     bar: u8,
     function: Function,
+}
+
+impl Decoded {
+    /// Memory before ports, then by address.
+    fn key(&self) -> (bool, u64) {
+        (self.range.space == BarSpace::Io, self.range.start)
+    }
 }
 
 impl PciRoot {
@@ -95,6 +101,16 @@ impl PciRoot {
     pub fn window(self: &Arc<Self>, start: u64) -> Arc<dyn BusTarget> {
         Arc::new(Window {
             root: self.clone(),
+            space: BarSpace::Memory,
+            start,
+        })
+    }
+
+    /// A range of ports in which I/O BARs may lie, starting at `start`.
+    pub fn port_window(self: &Arc<Self>, start: u64) -> Arc<dyn BusTarget> {
+        Arc::new(Window {
+            root: self.clone(),
+            space: BarSpace::Io,
             start,
         })
     }
@@ -150,14 +166,17 @@ impl PciRoot {
                 });
             }
         }
-        decoded.sort_by_key(|entry| entry.range.start);
+        decoded.sort_by_key(Decoded::key);
     }
 
     /// Who decodes the whole access. Where a guest has made BARs overlap, the one that starts last wins.
-    fn decode(&self, address: u64, len: usize) -> Option<(Function, u8, u64)> {
+    fn decode(&self, space: BarSpace, address: u64, len: usize) -> Option<(Function, u8, u64)> {
         let decoded = self.decoded.read().unwrap_or_else(PoisonError::into_inner);
-        let at = decoded.partition_point(|entry| entry.range.start <= address);
+        let at = decoded.partition_point(|entry| entry.key() <= (space == BarSpace::Io, address));
         let entry = decoded.get(at.checked_sub(1)?)?;
+        if entry.range.space != space {
+            return None;
+        }
         let offset = address - entry.range.start;
         let end = offset.checked_add(len as u64)?;
         (end <= entry.range.len).then(|| (entry.function.clone(), entry.bar, offset))
@@ -238,19 +257,26 @@ impl BusTarget for Ports {
 
 struct Window {
     root: Arc<PciRoot>,
+    space: BarSpace,
     start: u64,
+}
+
+impl Window {
+    fn find(&self, offset: u64, len: usize) -> Option<(Function, u8, u64)> {
+        self.root.decode(self.space, self.start.wrapping_add(offset), len)
+    }
 }
 
 impl BusTarget for Window {
     fn read(&self, offset: u64, data: &mut [u8]) -> Access {
-        match self.root.decode(self.start.wrapping_add(offset), data.len()) {
+        match self.find(offset, data.len()) {
             Some((function, bar, offset)) => lock(&function).read_bar(bar, offset, data),
             None => Access::Fault,
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Access {
-        match self.root.decode(self.start.wrapping_add(offset), data.len()) {
+        match self.find(offset, data.len()) {
             Some((function, bar, offset)) => lock(&function).write_bar(bar, offset, data),
             None => Access::Fault,
         }
