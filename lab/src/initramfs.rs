@@ -28,11 +28,12 @@ const L1_MODULES: [&str; 9] = [
 ];
 
 /// What a guest needs for each device that Treaty has.
-const GUEST_MODULES: [&str; 10] = [
+const GUEST_MODULES: [&str; 11] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
     "virtio_net",
+    "e1000",
     "virtio_console",
     "virtio_rng",
     "crc32c_generic",

@@ -1,5 +1,7 @@
 use crate::workers::check_poll;
-use crate::{CharTarget, DiskFormat, DiskPlan, MAX_CPUS, MachinePlan, MemorySize, NetPlan};
+use crate::{
+    CharTarget, DiskFormat, DiskPlan, MAX_CPUS, MachinePlan, MemorySize, NetModel, NetPlan, TransportChoice,
+};
 
 const MIN_MEMORY: MemorySize = MemorySize::mib(16);
 const MAX_MEMORY: MemorySize = MemorySize::mib(1 << 20);
@@ -100,6 +102,11 @@ impl NetPlan {
         self.workers().check(self.virtqueues())?;
         if self.backend().is_none() {
             return Err("give exactly one of tap=NAME, user, socket=PATH, null and loopback".into());
+        }
+        if self.model != NetModel::Virtio
+            && (self.queues != 1 || self.mtu.is_some() || self.transport != TransportChoice::Pci)
+        {
+            return Err("model: an emulated card has one queue pair, no mtu, and is on PCI".into());
         }
         if self.mtu.is_some_and(|mtu| mtu < 68) {
             return Err("mtu: at least 68".into());

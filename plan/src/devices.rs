@@ -174,7 +174,21 @@ impl DiskPlan {
     }
 }
 
-/// A virtio-net device. Exactly one of `tap`, `user`, `socket`, `null` and `loopback` is given.
+/// What a network card is to the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetModel {
+    /// virtio-net.
+    #[default]
+    Virtio,
+    /// Intel 82540EM.
+    E1000,
+    /// Intel 82545EM.
+    #[serde(rename = "e1000-82545em")]
+    E1000Em5,
+}
+
+/// A network card. Exactly one of `tap`, `user`, `socket`, `null` and `loopback` is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NetPlan {
@@ -193,6 +207,9 @@ pub struct NetPlan {
     /// No network: what is sent comes back on the same pair. For measuring.
     #[serde(default)]
     pub loopback: bool,
+    /// virtio-net, or a card that a guest without virtio drivers knows; it has one queue pair and is on PCI.
+    #[serde(default)]
+    pub model: NetModel,
     /// Hardware address as `xx:xx:xx:xx:xx:xx`; made up if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::check::PlanError;
-use crate::{ConsolePlan, DiskPlan, NetPlan, OnError};
+use crate::{ConsolePlan, DiskPlan, NetModel, NetPlan, OnError};
 
 /// What one daemon process serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ impl Served<'_> {
                 "on-error=stop: a daemon has no API by which it could be resumed".into(),
             )),
             Self::Disk(disk) => disk.check().map_err(PlanError::new),
+            Self::Net(net) if net.model != NetModel::Virtio => Err(PlanError::new(
+                "model: only a virtio card can be served; leave it out".into(),
+            )),
             Self::Net(net) => net.check().map_err(PlanError::new),
             Self::Rng | Self::Console(_) => Ok(()),
         }

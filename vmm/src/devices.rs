@@ -1,13 +1,14 @@
-//! The virtio devices that a plan can name: one row for each kind.
+//! The devices that a plan can name: one row for each kind.
 
 use std::sync::Arc;
 
 use treaty_catalog::{CharContext, DiskContext, Opened, console, disk, net, rng};
 use treaty_vhost_frontend::Link;
 
+use crate::emulated::Card;
 use crate::life::{End, Life};
 use crate::machine::BuildError;
-use crate::plan::{ConsolePlan, MachinePlan, RingChoice, TransportChoice, VhostUserPlan};
+use crate::plan::{ConsolePlan, MachinePlan, NetModel, RingChoice, TransportChoice, VhostUserPlan};
 use crate::remote;
 
 /// How the devices of one kind come out of a plan: opened, each with where it is to go.
@@ -29,6 +30,8 @@ pub(crate) enum Source {
     Here(Opened),
     /// Its back-end runs it in another process.
     Elsewhere(String, Arc<Link>),
+    /// It is no virtio device.
+    Emulated(Card),
 }
 
 /// Opens everything that the plan names.
@@ -62,8 +65,13 @@ fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
 
 fn nets(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
     let slot = |(index, plan): (usize, &crate::plan::NetPlan)| {
+        let name = format!("net{index}");
+        let source = match plan.model {
+            NetModel::Virtio => Source::Here(net(&name, plan)?),
+            _ => Source::Emulated(Card::open(&name, plan)?),
+        };
         Ok(Slot {
-            source: Source::Here(net(&format!("net{index}"), plan)?),
+            source,
             transport: plan.transport,
             ring: plan.ring,
         })

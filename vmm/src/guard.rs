@@ -22,7 +22,12 @@ impl<T> Guarded<T> {
     }
 
     /// The device itself, past the guard.
-    pub(crate) fn device(&mut self) -> &mut T {
+    pub(crate) fn device(&self) -> &T {
+        &self.device
+    }
+
+    /// The same, to change it.
+    pub(crate) fn device_mut(&mut self) -> &mut T {
         &mut self.device
     }
 

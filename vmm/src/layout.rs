@@ -21,6 +21,8 @@ pub(crate) const LOW_RAM_END: u64 = 0xe000_0000;
 pub(crate) const HIGH_RAM_START: u64 = 4 * GIB;
 pub(crate) const PCI_ECAM_START: u64 = 0xe000_0000;
 pub(crate) const PCI_WINDOW_32: Range<u64> = 0xe800_0000..0xfc00_0000;
+/// Where I/O BARs lie at first.
+pub(crate) const PCI_PORTS: Range<u64> = 0xc000..0xd000;
 const PCI_WINDOW_64_LEN: u64 = 16 * GIB;
 pub(crate) const MMIO_DEVICES_START: u64 = 0xfd00_0000;
 /// Bytes from one virtio-mmio register block to the next.

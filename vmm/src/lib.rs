@@ -9,6 +9,7 @@ pub use treaty_plan as plan;
 
 mod boot;
 mod devices;
+mod emulated;
 mod guard;
 mod interrupts;
 mod layout;

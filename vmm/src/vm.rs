@@ -183,7 +183,7 @@ impl Control for Vm {
         power
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .device()
+            .device_mut()
             .press_power_button();
         Ok(())
     }
@@ -221,6 +221,10 @@ fn describe(device: &Attached) -> DeviceInfo {
             queue.counters.insert(name.to_owned(), value);
         }
     });
+    let mut counters = BTreeMap::new();
+    device.visit_counters(&mut |name, value| {
+        counters.insert(name.to_owned(), value);
+    });
     let back_end = device.link.as_ref().map(|link| {
         let status = link.status();
         BackEndInfo {
@@ -244,6 +248,7 @@ fn describe(device: &Attached) -> DeviceInfo {
         needs_reset: view.needs_reset,
         stopped: device.stop.as_ref().and_then(StopHandle::reason),
         back_end,
+        counters,
         queues,
     }
 }

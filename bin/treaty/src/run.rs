@@ -50,7 +50,8 @@ pub struct Args {
     /// [,poll-us=N]; or vhost-user=SOCKET[,queues=N] for one that another process runs (see --vhost-user)
     #[arg(long = "disk", value_name = "KEY=VALUE,...")]
     disks: Vec<String>,
-    /// A virtio network card (repeatable): tap=NAME, user, or socket=PATH; then [,mac=xx:xx:xx:xx:xx:xx][,queues=N]
+    /// A network card (repeatable): tap=NAME, user, or socket=PATH; then [,mac=xx:xx:xx:xx:xx:xx][,queues=N]
+    /// [,model=virtio|e1000|e1000-82545em]
     /// [,mtu=N][,transport=pci|mmio][,ring=split|packed][,workers=N][,cpus=C:..][,worker-map=W:..][,poll=off|adaptive|always]
     /// [,poll-us=N]; or vhost-user=SOCKET[,mac=..][,mtu=N] (see --vhost-user)
     #[arg(long = "net", value_name = "BACKEND,...")]

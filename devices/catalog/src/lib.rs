@@ -27,7 +27,7 @@ pub use chars::{CharContext, open_char};
 pub use console::console;
 pub use disk::{DiskContext, disk, open_image, stores};
 pub use error::CatalogError;
-pub use net::net;
+pub use net::{net, packets};
 pub use rng::rng;
 pub use workers::{WorkerPool, poll_of};
 

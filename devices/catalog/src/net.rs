@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use treaty_device_net::{Net, NetConfig};
+use treaty_device_net::{Net, NetConfig, random_mac};
 use treaty_net::{
     BackendError, Capabilities, Loopback, Null, Offloads, PacketBackend, PacketReceiver, PacketSender,
     Socket, Tap, User, UserOptions,
@@ -9,6 +9,19 @@ use treaty_plan::{NetBackend, NetPlan};
 
 use crate::error::named;
 use crate::{Built, CatalogError, Opened};
+
+/// A network card's back-end for a device that is not virtio: open once, taken anew at each boot.
+/// With the card's address.
+pub fn packets(
+    name: &str,
+    plan: &NetPlan,
+) -> Result<(impl PacketBackend + Clone + 'static, [u8; 6]), CatalogError> {
+    let mac = match plan.mac_bytes() {
+        Ok(Some(given)) => given,
+        _ => random_mac().map_err(named(name))?,
+    };
+    Ok((Kept::new(open(plan).map_err(named(name))?), mac))
+}
 
 /// A network card on the back-end that the plan names. Its address stays the same if it is built again.
 pub fn net(name: &str, plan: &NetPlan) -> Result<Opened, CatalogError> {

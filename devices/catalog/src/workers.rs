@@ -1,3 +1,5 @@
+use crate::CatalogError;
+use crate::error::named;
 use treaty_plan::{PollChoice, WorkersPlan};
 use treaty_worker::{Poll, ReactorKind, Worker, WorkerError, WorkerHandle, WorkerOptions};
 
@@ -31,6 +33,11 @@ impl WorkerPool {
     /// One new worker thread.
     pub fn one(&mut self, name: &str) -> Result<WorkerHandle, WorkerError> {
         self.start(name, self.poll, None)
+    }
+
+    /// One new worker thread for device `name`, which has no virtqueues.
+    pub fn for_card(&mut self, name: &str) -> Result<WorkerHandle, CatalogError> {
+        self.one(name).map_err(named(name))
     }
 
     fn start(&mut self, name: &str, poll: Poll, cpu: Option<u16>) -> Result<WorkerHandle, WorkerError> {

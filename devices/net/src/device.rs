@@ -287,7 +287,10 @@ fn check_mac(mac: [u8; 6]) -> Result<(), NetError> {
 }
 
 /// A locally administered address that no group has.
-fn random_mac() -> Result<[u8; 6], NetError> {
+///
+/// # Errors
+/// If the host gives no randomness.
+pub fn random_mac() -> Result<[u8; 6], NetError> {
     let mut mac = [0; 6];
     getrandom::fill(&mut mac).map_err(io::Error::from)?;
     let [first, ..] = &mut mac;

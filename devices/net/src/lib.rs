@@ -31,4 +31,4 @@ mod transmit;
 
 pub use config::{NetConfig, NetError};
 pub use counters::{ControlCounters, ReceiveCounters, TransmitCounters};
-pub use device::Net;
+pub use device::{Net, random_mac};

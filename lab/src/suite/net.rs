@@ -17,6 +17,7 @@ fn large(transport: &str) -> u64 {
 pub fn batch() -> Batch {
     let mut tests: Vec<_> = (0..CORNERS.len()).map(tap).collect();
     tests.push(queues());
+    tests.push(e1000());
     Batch {
         name: "net".into(),
         tests,
@@ -44,6 +45,28 @@ fn tap(corner: usize) -> GuestTest {
             format!("net-{transport}-{ring}-{}", kernel.series()),
             guest,
         ))
+    }
+}
+
+/// Linux's e1000 driver: the same transfers, no virtio.
+fn e1000() -> GuestTest {
+    let large = 10_000_000;
+    let guest = Guest {
+        memory_mib: 512,
+        devices: vec!["--net tap=tt0,mac=52:54:00:07:00:02,model=e1000".into()],
+        script: format!(
+            "LARGE={large}\n{}\n{}",
+            include_str!("scripts/net-tap.sh"),
+            include_str!("scripts/net-e1000.sh")
+        ),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        before: format!("mkdir www\nhead -c {large} /dev/urandom >www/large\nsum www/large >www/sum\n"),
+        beside: include_str!("scripts/net-tap-host.sh").into(),
+        after: "want 'sum of what the guest sent' \"$(sum received)\" \"$(cat www/sum)\"".into(),
+        expect: vec![Expect::Console("e1000 done".into())],
+        ..long(GuestTest::new("net-e1000", guest))
     }
 }
 

@@ -89,6 +89,9 @@ pub struct DeviceInfo {
     /// The process that does its work, if that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub back_end: Option<BackEndInfo>,
+    /// Counters of a device without virtqueues.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counters: BTreeMap<String, u64>,
     /// Its queues.
     pub queues: Vec<QueueInfo>,
 }

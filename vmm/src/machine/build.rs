@@ -111,6 +111,10 @@ fn add_pci(build: &mut Build<'_>) -> Result<(), BuildError> {
         let target = build.pci.window(window.start);
         build.mmio.register(window, target)?;
     }
+    // The guest may move I/O BARs anywhere that nobody else answers; those that it leaves are here.
+    let ports = layout::PCI_PORTS;
+    let target = build.pci.port_window(ports.start);
+    build.ports.register(ports, target)?;
     Ok(())
 }
 

@@ -44,6 +44,14 @@ pub enum BuildError {
     /// A virtio device or its back-end.
     #[error(transparent)]
     Device(#[from] CatalogError),
+    /// An emulated device.
+    #[error("{name}: {source}")]
+    Emulated {
+        /// Its name in this machine.
+        name: String,
+        /// Why not.
+        source: treaty_e1000::E1000Error,
+    },
     /// A device of another process.
     #[error("{name}: {source}")]
     Remote {

@@ -2,6 +2,7 @@
 
 mod build;
 mod chipset;
+mod emulated;
 mod error;
 mod firmware;
 mod serial;

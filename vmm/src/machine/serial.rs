@@ -43,7 +43,7 @@ impl SerialEndpoint {
     /// From now on input goes to this UART.
     pub(super) fn connect(&self, uart: &Arc<Com1>) {
         let pump = self.pump.clone();
-        lock(uart).device().notify_room(Box::new(move || pump.wake()));
+        lock(uart).device_mut().notify_room(Box::new(move || pump.wake()));
         *lock(&self.uart) = Arc::downgrade(uart);
         self.pump.wake();
     }
@@ -52,7 +52,7 @@ impl SerialEndpoint {
 /// What no UART is there for waits in the endpoint.
 fn receive(uart: &Mutex<Weak<Com1>>, bytes: &[u8]) -> usize {
     let uart = lock(uart).upgrade();
-    uart.map_or(0, |uart| lock(&uart).device().receive(bytes))
+    uart.map_or(0, |uart| lock(&uart).device_mut().receive(bytes))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -1,4 +1,4 @@
-//! Gives every virtio device its place on a bus.
+//! Gives every device its place on a bus.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,7 @@ use treaty_worker::ReactorKind;
 
 use super::BuildError;
 use super::build::Build;
+use super::emulated;
 use crate::devices::{Slot, Source};
 use crate::guard::Guarded;
 use crate::interrupts::{KvmDoorbells, KvmMsis, Pins};
@@ -29,7 +30,7 @@ const MMIO_LIMIT: usize = 32;
 /// The longest that a machine waits for one device to drain.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
-/// A virtio device in its place, for one boot.
+/// A device in its place, for one boot.
 pub(crate) struct Attached {
     pub(crate) name: String,
     pub(crate) transport: TransportChoice,
@@ -40,19 +41,21 @@ pub(crate) struct Attached {
     pub(crate) link: Option<Arc<Link>>,
     /// Of a disk that stops on errors.
     pub(crate) stop: Option<StopHandle>,
-    registers: Arc<Mutex<dyn Registers>>,
+    pub(super) registers: Arc<Mutex<dyn Registers>>,
     /// After the transport, whose device uses them.
-    _workers: WorkerPool,
+    pub(super) _workers: WorkerPool,
 }
 
 /// Hands out places. One per machine build.
-struct Places {
-    pins: Pins,
+pub(super) struct Places {
+    pub(super) pins: Pins,
     msis: KvmMsis,
     doorbells: Arc<KvmDoorbells>,
     bars: BarAllocator,
+    pub(super) bars_32: BarAllocator,
+    pub(super) io_bars: BarAllocator,
     /// The next PCI device number; 0 is the host bridge.
-    slot: u8,
+    pub(super) slot: u8,
 }
 
 /// Makes the device of every slot and puts it on its bus.
@@ -62,6 +65,8 @@ pub(super) fn add(build: &mut Build<'_>, slots: &[Slot]) -> Result<Vec<Attached>
         msis: KvmMsis(build.vm.routes()),
         doorbells: Arc::new(KvmDoorbells(build.vm.clone())),
         bars: BarAllocator::new(layout::pci_window_64(build.plan.memory.bytes())),
+        bars_32: BarAllocator::new(layout::PCI_WINDOW_32),
+        io_bars: BarAllocator::new(layout::PCI_PORTS),
         slot: 1,
     };
     slots
@@ -75,6 +80,7 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
     let mut workers = WorkerPool::new(ReactorKind::Auto, poll);
     let packed = slot.ring == RingChoice::Packed;
     let (name, built, offer, link) = match &slot.source {
+        Source::Emulated(card) => return emulated::attach(build, places, card, workers),
         Source::Here(opened) => {
             let offer = RingOffer {
                 packed,
@@ -98,7 +104,7 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
     let Built { device, counters } = built;
     let stop = match &slot.source {
         Source::Here(opened) => opened.stop_handle().cloned(),
-        Source::Elsewhere(..) => None,
+        Source::Elsewhere(..) | Source::Emulated(_) => None,
     };
     let (location, registers) = match slot.transport {
         TransportChoice::Pci => attach_pci(build, places, name, device, offer)?,
@@ -197,46 +203,71 @@ fn transport_fault(name: &str, error: treaty_virtio_transport::BuildError) -> Bu
     }
 }
 
-/// A transport behind its guard.
-trait Registers: Send {
-    fn lifecycle(&mut self) -> &mut dyn Lifecycle;
+/// A device's registers, as the machine's life needs them.
+pub(super) trait Registers: Send {
+    /// Its type's name, and what its driver has made of it.
+    fn view(&self) -> (&'static str, TransportView);
+    /// Stops its queues, keeping where they are; a ticket if it has to be asked again.
+    fn pause(&mut self) -> Option<Ticket>;
+    /// Starts them again.
+    fn resume(&mut self) -> Option<Ticket>;
+    /// Stops it for good.
+    fn end(&mut self) -> Option<Ticket>;
+    /// Counters that belong to no virtqueue.
+    fn visit_counters(&self, _each: &mut dyn FnMut(&'static str, u64)) {}
 }
 
 impl<T: Lifecycle> Registers for Guarded<T> {
-    fn lifecycle(&mut self) -> &mut dyn Lifecycle {
-        self.device()
+    fn view(&self) -> (&'static str, TransportView) {
+        let transport = self.device();
+        (transport.device_id().name(), transport.view())
+    }
+
+    fn pause(&mut self) -> Option<Ticket> {
+        self.device_mut().pause()
+    }
+
+    fn resume(&mut self) -> Option<Ticket> {
+        self.device_mut().resume()
+    }
+
+    fn end(&mut self) -> Option<Ticket> {
+        self.device_mut().power_on_reset()
     }
 }
 
 impl Attached {
-    /// What its driver has made of it, and its type's name.
+    /// Its type's name, and what its driver has made of it.
     pub(crate) fn view(&self) -> (&'static str, TransportView) {
-        let mut registers = self.lock();
-        let transport = registers.lifecycle();
-        (transport.device_id().name(), transport.view())
+        self.lock().view()
+    }
+
+    /// Counters that belong to no virtqueue.
+    pub(crate) fn visit_counters(&self, each: &mut dyn FnMut(&'static str, u64)) {
+        self.lock().visit_counters(each);
     }
 
     /// Stops its queues, keeping where they are. False if it did not drain in time.
     pub(crate) fn pause(&self) -> bool {
-        self.repeat(|transport| transport.pause())
+        self.repeat(|registers| registers.pause())
     }
 
     /// Starts them again.
     pub(crate) fn resume(&self) -> bool {
-        self.repeat(|transport| transport.resume())
+        self.repeat(|registers| registers.resume())
     }
 
     /// Stops it for good.
     pub(super) fn shut_down(&self) {
-        if !self.repeat(|transport| transport.power_on_reset()) {
+        if !self.repeat(|registers| registers.end()) {
             tracing::warn!(device = %self.name, "did not drain in time");
         }
     }
 
     /// Calls until there is nothing to wait for; waits with no lock held.
-    fn repeat(&self, call: impl Fn(&mut dyn Lifecycle) -> Option<Ticket>) -> bool {
+    fn repeat(&self, call: impl Fn(&mut dyn Registers) -> Option<Ticket>) -> bool {
         loop {
-            let ticket = call(self.lock().lifecycle());
+            let ticket = call(&mut *self.lock());
             match ticket {
                 None => return true,
                 Some(ticket) if !ticket.wait(DRAIN_LIMIT) => return false,

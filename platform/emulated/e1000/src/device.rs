@@ -125,7 +125,7 @@ pub struct E1000 {
     config: ConfigSpace,
     worker: WorkerHandle,
     task: TaskId,
-    /// The register that the ports show. 8254x §13.2.2.1
+    /// The register that the ports show. 8254x 4.0 §13.2.2.1
     io_register: u32,
 }
 
@@ -219,7 +219,7 @@ impl E1000 {
         Access::Done
     }
 
-    /// The address port at 0 chooses the register that the data port at 4 shows. 8254x §13.2.2
+    /// The address port at 0 chooses the register that the data port at 4 shows. 8254x 4.0 §13.2.2
     fn read_port(&mut self, offset: u64, data: &mut [u8]) -> Access {
         match (offset, data.len()) {
             (0, 4) => {

@@ -1,10 +1,10 @@
-//! The 64 words of configuration, reached by a register or by wiggling a serial bus's pins. 8254x §5
+//! The 64 words of configuration, reached by a register or by wiggling a serial bus's pins. 8254x 4.0 §5
 
 const WORDS: usize = 64;
-/// All words sum up to this. 8254x §5.6.35
+/// All words sum up to this. 8254x 4.0 §5.6.35
 const CHECKSUM: u16 = 0xbaba;
 
-/// Pins in EECD. 8254x §13.4.3
+/// Pins in EECD. 8254x 4.0 §13.4.3
 const SK: u32 = 1;
 const CS: u32 = 1 << 1;
 const DI: u32 = 1 << 2;
@@ -13,7 +13,7 @@ const REQUEST: u32 = 1 << 6;
 const GRANT: u32 = 1 << 7;
 const PRESENT: u32 = 1 << 8;
 
-/// EERD. 8254x §13.4.4
+/// EERD. 8254x 4.0 §13.4.4
 const START: u32 = 1;
 const DONE: u32 = 1 << 4;
 
@@ -84,7 +84,7 @@ impl Eeprom {
         }
     }
 
-    /// EERD's new value after a write of it. 8254x §13.4.4
+    /// EERD's new value after a write of it. 8254x 4.0 §13.4.4
     pub(crate) fn read_register(&self, value: u32) -> u32 {
         if value & START == 0 {
             return value & !DONE;

@@ -1,4 +1,4 @@
-//! Which frames the controller takes in. 8254x §3.2.1, §13.5
+//! Which frames the controller takes in. 8254x 4.0 §3.2.1, §13.5
 
 use crate::mac::Registers;
 use crate::registers::*;
@@ -64,7 +64,7 @@ fn passes_address(registers: &Registers, address: [u8; 6], cast: Cast) -> bool {
     exact || cast == Cast::Multicast && passes_hash(registers, address, control)
 }
 
-/// Twelve bits of the address select a bit of the table. 8254x §13.5.1
+/// Twelve bits of the address select a bit of the table. 8254x 4.0 §13.5.1
 fn passes_hash(registers: &Registers, address: [u8; 6], control: u32) -> bool {
     let [.., fifth, sixth] = address;
     let shift = match control >> rctl::MO_SHIFT & 3 {

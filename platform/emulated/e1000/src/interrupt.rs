@@ -1,8 +1,8 @@
-//! Interrupt causes, their mask, and the timers that hold interrupts back. 8254x §13.4.16 to §13.4.21, §3.2.7
+//! Interrupt causes, their mask, and the timers that hold interrupts back. 8254x 4.0 §13.4.16 to §13.4.21, §3.2.7
 
 use crate::registers::cause;
 
-/// Nanoseconds of ITR's unit. 8254x §13.4.18
+/// Nanoseconds of ITR's unit. 8254x 4.0 §13.4.18
 const ITR_UNIT_NS: u64 = 256;
 /// Nanoseconds of the unit of RDTR, RADV, TIDV and TADV: 1.024 us.
 const DELAY_UNIT_NS: u64 = 1024;
@@ -101,7 +101,7 @@ impl Interrupts {
         self.causes &= !causes;
     }
 
-    /// A read of ICR. 8254x §13.4.17
+    /// A read of ICR. 8254x 4.0 §13.4.17
     pub(crate) fn take(&mut self) -> u32 {
         let causes = self.causes;
         self.causes = 0;

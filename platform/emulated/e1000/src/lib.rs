@@ -2,7 +2,7 @@
 //!
 //! Owns: its registers, EEPROM and PHY, the descriptor rings, checksum and TCP segmentation offload, VLAN tags, address filters,
 //! interrupt moderation, statistics. The manual is Intel's "PCI/PCI-X Family of Gigabit Ethernet Controllers Software
-//! Developer's Manual"; comments name its sections as `8254x §13.4.2`.
+//! Developer's Manual", revision 4.0; comments name its sections as `8254x 4.0 §13.4.2`.
 //! Must not know: KVM, virtio devices, where packets go ([`PacketBackend`](treaty_net::PacketBackend)).
 //!
 //! vCPU threads read and write registers; one task on a worker moves packets. Both hold the state's lock for one register,

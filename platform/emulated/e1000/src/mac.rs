@@ -89,7 +89,7 @@ impl Mac {
         mac
     }
 
-    /// A software reset: registers as after power-on, address filters and the PHY's settings included. 8254x §14.9
+    /// A software reset: registers as after power-on, address filters and the PHY's settings included. 8254x 4.0 §14.9
     pub(crate) fn reset(&mut self) {
         self.resets = self.resets.wrapping_add(1);
         self.registers.0.fill(0);
@@ -260,7 +260,7 @@ impl Mac {
             }
             offset if offset == CTRL || offset == CTRL + 4 => self.write_ctrl(value),
             offset if offset >= RAL => {
-                let high = (offset - RAL) % 8 != 0;
+                let high = !(offset - RAL).is_multiple_of(8);
                 let mask = if high { 0x8003_ffff } else { !0 };
                 self.registers.set(offset, value & mask);
             }

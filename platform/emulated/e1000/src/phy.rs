@@ -1,4 +1,4 @@
-//! The transceiver (Marvell 88E1011) behind the management interface. 8254x §8, §13.4.6
+//! The transceiver (Marvell 88E1011) behind the management interface. 8254x 4.0 §8, §13.4.6
 
 /// MDIC's fields.
 const READY: u32 = 1 << 28;

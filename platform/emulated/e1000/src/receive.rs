@@ -1,4 +1,4 @@
-//! The receive ring: from frames to descriptors. 8254x §3.2
+//! The receive ring: from frames to descriptors. 8254x 4.0 §3.2
 
 use treaty_virtio_spec::net::{HDR_F_DATA_VALID, Header};
 
@@ -11,7 +11,7 @@ use crate::statistics;
 
 /// Bytes of the checksum on the wire.
 const FCS_BYTES: usize = 4;
-/// Longest frames with a VLAN tag, without and with RCTL.LPE. 8254x §13.4.22
+/// Longest frames with a VLAN tag, without and with RCTL.LPE. 8254x 4.0 §13.4.22
 const LONGEST: usize = 1518;
 const LONGEST_JUMBO: usize = 16384 - FCS_BYTES;
 /// Frames are at least that long on the wire.
@@ -71,7 +71,7 @@ pub(crate) fn deliver(mac: &mut Mac, frame: &mut Vec<u8>, header: &Header) -> De
     Delivery::Done
 }
 
-/// The frame as the guest gets it, and the tag taken out of it. 8254x §9.3
+/// The frame as the guest gets it, and the tag taken out of it. 8254x 4.0 §9.3
 fn on_the_wire(registers: &Registers, frame: &mut Vec<u8>) -> (Vec<u8>, Option<u16>) {
     if frame.len() < SHORTEST {
         frame.resize(SHORTEST, 0);
@@ -92,7 +92,7 @@ fn on_the_wire(registers: &Registers, frame: &mut Vec<u8>) -> (Vec<u8>, Option<u
     (wire, tag)
 }
 
-/// Status and errors that say what was checked. 8254x §3.2.3, §3.2.9
+/// Status and errors that say what was checked. 8254x 4.0 §3.2.3, §3.2.9
 fn check(registers: &Registers, frame: &[u8], valid: bool) -> (u8, u8) {
     let control = registers.get(RXCSUM);
     let Some(packet) = frame
@@ -200,7 +200,7 @@ fn tell(mac: &mut Mac) {
     mac.update_interrupt();
 }
 
-/// Bytes of each buffer. 8254x §13.4.22
+/// Bytes of each buffer. 8254x 4.0 §13.4.22
 fn buffer_size(registers: &Registers) -> usize {
     let control = registers.get(RCTL);
     let shift = control >> rctl::BSIZE_SHIFT & 3;

@@ -1,4 +1,4 @@
-//! Register offsets in bytes and their bits, by the manual's names. 8254x §13
+//! Register offsets in bytes and their bits, by the manual's names. 8254x 4.0 §13
 
 pub(crate) const CTRL: u32 = 0x0000;
 pub(crate) const STATUS: u32 = 0x0008;
@@ -41,7 +41,7 @@ pub(crate) const TIDV: u32 = 0x3820;
 pub(crate) const TXDCTL: u32 = 0x3828;
 pub(crate) const TADV: u32 = 0x382c;
 pub(crate) const TSPMT: u32 = 0x3830;
-/// Statistics begin here. 8254x §13.7
+/// Statistics begin here. 8254x 4.0 §13.7
 pub(crate) const CRCERRS: u32 = 0x4000;
 pub(crate) const RXCSUM: u32 = 0x5000;
 /// Multicast table array: 128 registers.
@@ -55,7 +55,7 @@ pub(crate) const MANC: u32 = 0x5820;
 /// One past the last register that is kept.
 pub(crate) const END: u32 = 0x5a00;
 
-/// 8254x §13.4.1
+/// 8254x 4.0 §13.4.1
 pub(crate) mod ctrl {
     pub(crate) const FD: u32 = 1;
     pub(crate) const SLU: u32 = 1 << 6;
@@ -65,7 +65,7 @@ pub(crate) mod ctrl {
     pub(crate) const PHY_RST: u32 = 1 << 31;
 }
 
-/// 8254x §13.4.2
+/// 8254x 4.0 §13.4.2
 pub(crate) mod status {
     pub(crate) const FD: u32 = 1;
     pub(crate) const LU: u32 = 1 << 1;
@@ -74,7 +74,7 @@ pub(crate) mod status {
     pub(crate) const ASDV_1000: u32 = 2 << 8;
 }
 
-/// Interrupt causes. 8254x §13.4.17
+/// Interrupt causes. 8254x 4.0 §13.4.17
 pub(crate) mod cause {
     pub(crate) const TXDW: u32 = 1;
     pub(crate) const TXQE: u32 = 1 << 1;
@@ -85,7 +85,7 @@ pub(crate) mod cause {
     pub(crate) const MDAC: u32 = 1 << 9;
 }
 
-/// 8254x §13.4.22
+/// 8254x 4.0 §13.4.22
 pub(crate) mod rctl {
     pub(crate) const EN: u32 = 1 << 1;
     pub(crate) const UPE: u32 = 1 << 3;
@@ -101,13 +101,13 @@ pub(crate) mod rctl {
     pub(crate) const SECRC: u32 = 1 << 26;
 }
 
-/// 8254x §13.4.33
+/// 8254x 4.0 §13.4.33
 pub(crate) mod tctl {
     pub(crate) const EN: u32 = 1 << 1;
     pub(crate) const PSP: u32 = 1 << 3;
 }
 
-/// 8254x §13.5.9 (receive checksum control)
+/// 8254x 4.0 §13.5.9 (receive checksum control)
 pub(crate) mod rxcsum {
     pub(crate) const IPOFL: u32 = 1 << 8;
     pub(crate) const TUOFL: u32 = 1 << 9;
@@ -116,7 +116,7 @@ pub(crate) mod rxcsum {
 /// A receive address is valid.
 pub(crate) const RAH_AV: u32 = 1 << 31;
 
-/// Commands of a transmit descriptor, in bits 24 to 31 of its third word. 8254x §3.3
+/// Commands of a transmit descriptor, in bits 24 to 31 of its third word. 8254x 4.0 §3.3
 pub(crate) mod command {
     pub(crate) const EOP: u32 = 1 << 24;
     pub(crate) const IC: u32 = 1 << 26;
@@ -136,7 +136,7 @@ pub(crate) mod command {
     pub(crate) const DTYP: u32 = 0xf << 20;
 }
 
-/// Status and errors of a receive descriptor: the low and the high byte of the last word's low half. 8254x §3.2.3
+/// Status and errors of a receive descriptor: the low and the high byte of the last word's low half. 8254x 4.0 §3.2.3
 pub(crate) mod received {
     pub(crate) const DD: u8 = 1;
     pub(crate) const EOP: u8 = 1 << 1;

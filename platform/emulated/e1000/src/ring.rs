@@ -1,4 +1,4 @@
-//! Where a descriptor ring is, read anew for each burst. 8254x §3.2.6, §3.4
+//! Where a descriptor ring is, read anew for each burst. 8254x 4.0 §3.2.6, §3.4
 
 use crate::mac::Registers;
 

@@ -1,4 +1,4 @@
-//! What a packet needs before it goes out: checksums, segments, a VLAN tag. 8254x §3.3.6, §3.5
+//! What a packet needs before it goes out: checksums, segments, a VLAN tag. 8254x 4.0 §3.3.6, §3.5
 
 use crate::checksum;
 

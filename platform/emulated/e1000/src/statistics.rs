@@ -1,4 +1,4 @@
-//! The statistics registers. 8254x §13.7
+//! The statistics registers. 8254x 4.0 §13.7
 
 use crate::filter::{Cast, cast_of};
 use crate::mac::Registers;

@@ -11,7 +11,7 @@ pub(crate) enum Kind {
     ReadOnly,
     /// Reads and writes do something; [`Mac`](crate::mac::Mac) knows what.
     Active,
-    /// Counts; reading clears it. 8254x §13.7
+    /// Counts; reading clears it. 8254x 4.0 §13.7
     Counter,
     /// The low half of a count of 64 bits; reading the high half clears both.
     CounterLow,

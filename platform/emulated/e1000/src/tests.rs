@@ -418,7 +418,7 @@ fn random_accesses_do_no_harm() {
     let mut rig = Rig::new();
     rig.start();
     for round in 0..200_000u32 {
-        let (register, value) = (random() as u32 % 0x6000 & !3, random() as u32);
+        let (register, value) = ((random() as u32 % 0x6000) & !3, random() as u32);
         let value = if round % 3 == 0 { value & 0xff } else { value };
         // A reset now and then would make most of it a test of resets.
         let value = if register <= CTRL + 4 {

@@ -1,4 +1,4 @@
-//! The transmit ring: from descriptors to frames. 8254x §3.3, §3.4
+//! The transmit ring: from descriptors to frames. 8254x 4.0 §3.3, §3.4
 
 use crate::mac::Mac;
 use crate::registers::*;
@@ -27,7 +27,7 @@ pub(crate) struct Transmit {
     /// Set by the packet's first descriptor.
     work: Option<Work>,
     context: Context,
-    /// Segmentation has a context of its own. 8254x §3.3.5
+    /// Segmentation has a context of its own. 8254x 4.0 §3.3.5
     segment_context: Context,
     resets: u32,
 }
@@ -123,7 +123,7 @@ impl Transmit {
         true
     }
 
-    /// 8254x §3.3.6
+    /// 8254x 4.0 §3.3.6
     fn set_context(&mut self, descriptor: &Descriptor, bytes: [u8; 16]) {
         let [
             ipcss,
@@ -203,7 +203,7 @@ impl Transmit {
                 vlan,
             };
         }
-        // 8254x §3.3.3: one checksum, from CSS to the end, put at CSO.
+        // 8254x 4.0 §3.3.3: one checksum, from CSS to the end, put at CSO.
         let context = Context {
             payload_start: (descriptor.fields >> 8 & 0xff) as usize,
             payload_checksum: (descriptor.command >> 16 & 0xff) as usize,
@@ -236,7 +236,7 @@ impl Transmit {
     }
 }
 
-/// Short frames are filled up on the wire. 8254x §13.4.33
+/// Short frames are filled up on the wire. 8254x 4.0 §13.4.33
 fn pad(frame: &mut Vec<u8>, mac: &Mac) {
     const SHORTEST: usize = 60;
     if frame.len() < SHORTEST && mac.registers.get(TCTL) & tctl::PSP != 0 {
@@ -244,7 +244,7 @@ fn pad(frame: &mut Vec<u8>, mac: &Mac) {
     }
 }
 
-/// Sets DD, and tells of it, where the descriptor asks for that. 8254x §3.3.3.2
+/// Sets DD, and tells of it, where the descriptor asks for that. 8254x 4.0 §3.3.3.2
 fn write_back(mac: &mut Mac, address: u64, descriptor: &Descriptor) {
     const DD: u8 = 1;
     if !descriptor.has(command::RS) && !descriptor.has(command::RPS) {
