@@ -6,6 +6,7 @@
 mod check;
 mod devices;
 mod flags;
+mod nbd;
 mod remote;
 mod serve;
 mod storage;
@@ -23,6 +24,7 @@ pub use devices::{
     TransportChoice,
 };
 pub use flags::{FlagError, from_flag};
+pub use nbd::{ExportPlan, NbdPlan};
 pub use remote::{VhostUserKind, VhostUserPlan};
 pub use serve::{DaemonPlan, Served, ServedPlan};
 pub use storage::{Amount, CacheChoice, OnError, ThrottlePlan};

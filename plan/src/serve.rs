@@ -3,15 +3,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::check::PlanError;
-use crate::{ConsolePlan, DiskPlan, NetModel, NetPlan, OnError};
+use crate::{ConsolePlan, DiskPlan, NbdPlan, NetModel, NetPlan, OnError};
 
 /// What one daemon process serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DaemonPlan {
     /// The devices, each with its socket.
-    #[serde(rename = "device")]
+    #[serde(default, rename = "device", skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<ServedPlan>,
+    /// Servers of network block devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nbd: Vec<NbdPlan>,
 }
 
 /// One device behind one vhost-user socket. Exactly one of `disk`, `net`, `rng` and `console` is given.
@@ -86,10 +89,13 @@ impl ServedPlan {
 impl DaemonPlan {
     /// Refuses values out of range and impossible combinations. Touches no file.
     pub fn check(&self) -> Result<(), PlanError> {
-        if self.devices.is_empty() {
+        if self.devices.is_empty() && self.nbd.is_empty() {
             return Err(PlanError::new(
-                "device: none given; add a [[device]] with its socket".into(),
+                "device: none given; add a [[device]] with its socket, or an [[nbd]]".into(),
             ));
+        }
+        for server in &self.nbd {
+            server.check()?;
         }
         for (index, device) in self.devices.iter().enumerate() {
             let named = |text: String| PlanError::new(format!("device {index}: {text}"));

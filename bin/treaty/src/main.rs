@@ -10,6 +10,7 @@ mod config;
 mod ctl;
 #[cfg(feature = "monitor")]
 mod doctor;
+mod nbd;
 mod output;
 #[cfg(feature = "monitor")]
 mod run;

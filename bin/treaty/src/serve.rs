@@ -4,19 +4,21 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use treaty_catalog::{CharContext, DiskContext, Opened, WorkerPool};
 use treaty_listen::Listener;
+use treaty_nbd::Server;
 use treaty_plan::{ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan, WorkersPlan};
 use treaty_vhost_backend::{Endpoint, Stop, serve};
 use treaty_worker::{Poll, ReactorKind};
 
-use crate::config;
 use crate::output::LogLevel;
+use crate::{config, nbd};
 
-/// Run devices as vhost-user back-ends for QEMU, Cloud Hypervisor, DPDK and other front-ends.
+/// Run devices as vhost-user back-ends for QEMU, Cloud Hypervisor, DPDK and other front-ends; export images by NBD.
 ///
 /// The guest's memory must be shared. With QEMU:
 /// -object memory-backend-memfd,id=m,size=1G,share=on -machine memory-backend=m
@@ -29,7 +31,7 @@ pub struct Args {
     #[command(subcommand)]
     device: Option<Device>,
     /// Serve the devices of a TOML file instead: [[device]] socket = "...", and one of disk = {...}, net = {...},
-    /// rng = true, console = {...}.
+    /// rng = true, console = {...}; or [[nbd]] socket = "..." with [[nbd.export]] name = "...", disk = {...}.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -40,12 +42,14 @@ enum Device {
     Blk {
         #[command(flatten)]
         socket: Socket,
-        /// path=FILE,format=raw[,readonly][,direct][,serial=TEXT][,queues=N]; or format=null,size=SIZE
+        /// path=FILE|URI,format=raw[,readonly][,cache=MODE][,iops=N][,bps=N][,serial=TEXT][,queues=N]; or
+        /// format=null,size=SIZE
         #[arg(long, value_name = "KEY=VALUE,...")]
         disk: String,
         #[command(flatten)]
         workers: Workers,
     },
+    Nbd(nbd::Args),
     /// A network card. QEMU: -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
     Net {
         #[command(flatten)]
@@ -171,17 +175,23 @@ pub fn main(args: Args, log: LogLevel) -> anyhow::Result<u8> {
             move || stop.stop()
         }),
     };
-    let ready = match (args.config, args.device) {
-        (Some(path), None) => from_file(config::read(&path)?, &chars)?,
-        (None, Some(device)) => vec![from_flags(device, &chars)?],
-        _ => bail!("give either a device (blk, net, rng, console) or --config FILE; see treaty serve --help"),
+    let mut disks = DiskContext::default();
+    let (ready, servers) = match (args.config, args.device) {
+        (Some(path), None) => from_file(&config::read(&path)?, &chars, &mut disks)?,
+        (None, Some(Device::Nbd(args))) => (vec![], vec![nbd::start(&args.into_plan()?, &mut disks)?]),
+        (None, Some(device)) => (vec![from_flags(device, &chars, &mut disks)?], vec![]),
+        _ => bail!(
+            "give either a device (blk, nbd, net, rng, console) or --config FILE; see treaty serve --help"
+        ),
     };
     obey_signals(stop.clone(), log)?;
-    serve_all(ready, &stop)
+    serve_all(ready, &stop)?;
+    // Waiting ends with an error: it was stopped.
+    while !servers.is_empty() && stop.sleep(Duration::from_secs(3600)).is_ok() {}
+    Ok(0)
 }
 
-fn from_flags(device: Device, chars: &CharContext) -> anyhow::Result<Ready> {
-    let disks = &mut DiskContext::default();
+fn from_flags(device: Device, chars: &CharContext, disks: &mut DiskContext) -> anyhow::Result<Ready> {
     let (socket, opened) = match device {
         Device::Blk {
             socket,
@@ -197,6 +207,7 @@ fn from_flags(device: Device, chars: &CharContext) -> anyhow::Result<Ready> {
             plan.set_workers(&workers.plan()?);
             (socket, open(Served::Net(&plan), "", chars, disks)?)
         }
+        Device::Nbd(_) => bail!("this is no vhost-user device"),
         Device::Rng { socket } => (socket, open(Served::Rng, "", chars, disks)?),
         Device::Console { socket, console } => {
             let plan: ConsolePlan = config::device("--console", &console, Some("to"))?;
@@ -209,17 +220,28 @@ fn from_flags(device: Device, chars: &CharContext) -> anyhow::Result<Ready> {
     })
 }
 
-fn from_file(plan: DaemonPlan, chars: &CharContext) -> anyhow::Result<Vec<Ready>> {
+fn from_file(
+    plan: &DaemonPlan,
+    chars: &CharContext,
+    disks: &mut DiskContext,
+) -> anyhow::Result<(Vec<Ready>, Vec<Server>)> {
     plan.check()?;
-    let mut disks = DiskContext::default();
     let ready = |(index, device): (usize, &ServedPlan)| {
-        let opened = open(device.served()?, &index.to_string(), chars, &mut disks)?;
+        let opened = open(device.served()?, &index.to_string(), chars, disks)?;
         Ok(Ready {
             opened,
             endpoint: endpoint(device.socket.clone(), device.client)?,
         })
     };
-    plan.devices.iter().enumerate().map(ready).collect()
+    let ready = plan
+        .devices
+        .iter()
+        .enumerate()
+        .map(ready)
+        .collect::<anyhow::Result<_>>()?;
+    let servers = plan.nbd.iter().map(|plan| nbd::start(plan, disks));
+    let servers = servers.collect::<anyhow::Result<_>>()?;
+    Ok((ready, servers))
 }
 
 /// Checks the plan and opens what it names; the device's name is its kind and `suffix`.
@@ -254,7 +276,7 @@ fn obey_signals(stop: Stop, mut log: LogLevel) -> anyhow::Result<()> {
 }
 
 /// One thread for each device. All stop together.
-fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<u8> {
+fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<()> {
     thread::scope(|scope| {
         let serve_one = |Ready { opened, endpoint }| {
             let usual = Poll::Adaptive {
@@ -274,6 +296,6 @@ fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<u8> {
                 .join()
                 .map_err(|_| anyhow::anyhow!("a device's thread failed"))??;
         }
-        Ok(0)
+        Ok(())
     })
 }

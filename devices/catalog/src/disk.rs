@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use treaty_device_blk::{Blk, BlkConfig, Serial};
-use treaty_nbd::NbdStore;
+use treaty_nbd::{Export, NbdStore};
 use treaty_plan::{CacheChoice, DiskFormat, DiskPlan, LockChoice, OnError, ThrottlePlan};
 use treaty_storage::{
     BlockImage, CacheMode, Format, LockTime, NullImage, OpenOptions, Rate, StopHandle, StopImage,
@@ -75,13 +75,15 @@ pub fn disk(name: &str, plan: &DiskPlan, context: &mut DiskContext) -> Result<Op
     Ok(opened)
 }
 
-/// The image that a plan names, with its limits, for whoever is no disk of a guest.
-pub fn open_image(
-    name: &str,
-    plan: &DiskPlan,
-    context: &mut DiskContext,
-) -> Result<Arc<dyn BlockImage>, CatalogError> {
-    Ok(stack(plan, context).map_err(named(name))?.image)
+/// The image that a plan names, with its limits, for clients of a server instead of a guest.
+pub fn export(name: &str, plan: &DiskPlan, context: &mut DiskContext) -> Result<Export, CatalogError> {
+    let shown = format!("export {name:?}");
+    Ok(Export {
+        name: name.to_owned(),
+        image: stack(plan, context).map_err(named(&shown))?.image,
+        read_only: plan.readonly,
+        writes_through: cache_mode(plan).writes_through(),
+    })
 }
 
 fn stack(plan: &DiskPlan, context: &mut DiskContext) -> Result<Stack, StorageError> {

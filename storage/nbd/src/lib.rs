@@ -17,4 +17,5 @@ pub use client::{NbdImage, list};
 pub use error::NbdError;
 pub use server::{Endpoint, Export, Server, ServerOptions};
 pub use store::NbdStore;
+pub use treaty_stream::ServerTls;
 pub use uri::NbdUri;

@@ -83,7 +83,7 @@ impl Stop {
     }
 
     /// Waits for the time to pass; an error as soon as it is stopped.
-    pub(crate) fn sleep(&self, time: Duration) -> io::Result<()> {
+    pub fn sleep(&self, time: Duration) -> io::Result<()> {
         match wait([], self.fd(), Some(time)) {
             Ok(true) => Ok(()),
             Ok(false) => Err(io::ErrorKind::Interrupted.into()),

@@ -238,12 +238,12 @@ impl NbdQueue {
             self.extents.push(Extent {
                 offset,
                 len,
-                data: !zero,
+                data: !hole,
                 zero,
-                allocated: !hole,
+                allocated: true,
                 depth: 0,
                 compressed: false,
-                at: (!zero).then_some(offset),
+                at: (!hole).then_some(offset),
             });
             offset += len;
         }

@@ -417,7 +417,7 @@ fn descriptors(answer: &Answer) -> Vec<u8> {
         } else {
             0
         };
-        let hole = if extent.allocated { 0 } else { state::HOLE };
+        let hole = if extent.data { 0 } else { state::HOLE };
         let full = list.len() == MAX_EXTENTS || answer.one && !list.is_empty();
         match list.last_mut() {
             Some((total, bits)) if *bits == zero | hole => *total += len,
