@@ -53,7 +53,7 @@ pub const COUNTS: [Count; 5] = [
         shape: Shape::Block,
         batch: 32,
         bar: Some(170.0),
-        ceiling: 250.0,
+        ceiling: 205.0,
     },
     Count {
         name: "packed-1desc-b32",

@@ -195,14 +195,21 @@ impl ReceiveQueue {
         let Some(Chain { head, writable, .. }) = self.queue.next(self.stage.len()) else {
             return false;
         };
-        let mut writer = ChainWriter::new(&self.memory, writable);
-        if writer.remaining() < needed as u64 {
-            let mut room = self.spare.pop().unwrap_or_default();
-            let taken = writer.take_buffers(usize::MAX, &mut room);
-            self.hold(head, room, taken.is_ok());
-            return self.deliver_held(needed);
-        }
-        if writer.write(packet).is_err() {
+        // Almost always: the first descriptor has room for all.
+        let written = match writable.first() {
+            Some(first) if first.len as usize >= needed => self.memory.write(first.addr, packet),
+            _ => {
+                let mut writer = ChainWriter::new(&self.memory, writable);
+                if writer.remaining() < needed as u64 {
+                    let mut room = self.spare.pop().unwrap_or_default();
+                    let taken = writer.take_buffers(usize::MAX, &mut room);
+                    self.hold(head, room, taken.is_ok());
+                    return self.deliver_held(needed);
+                }
+                writer.write(packet).map(drop)
+            }
+        };
+        if written.is_err() {
             self.counters.bad_chains.add(1);
             self.queue.complete(head, 0);
             // The packet waits for the next buffer.

@@ -35,6 +35,12 @@ pub(crate) fn read_header(reader: &mut ChainReader<'_>, size: usize) -> Option<H
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadHeader;
 
+/// True if the header asks nothing of whoever transmits the frame: [`check`] makes the default one of it.
+#[inline(always)]
+pub(crate) fn is_plain(header: &Header) -> bool {
+    header.flags & HDR_F_NEEDS_CSUM == 0 && header.gso_type == GSO_NONE
+}
+
 /// Checks a transmit header against a frame of `frame_len` bytes; what the back-end gets has only fields with a meaning.
 /// virtio 1.3 §5.1.6.2
 pub(crate) fn check(header: &Header, frame_len: usize, accepted: Offloads) -> Result<Header, BadHeader> {

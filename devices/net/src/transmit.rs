@@ -6,12 +6,12 @@ use treaty_net::{MAX_FRAME, Offloads, PacketSender, Sent};
 use treaty_virtio_device::{ChainReader, DeviceQueue, QueueState, QueueTask};
 use treaty_virtio_ring::{Chain, Head, Segment};
 use treaty_virtio_spec::Features;
-use treaty_virtio_spec::net::Header;
+use treaty_virtio_spec::net::{HEADER_SIZE, Header};
 use treaty_worker::{HostOp, Progress, Turn};
 
 use crate::TransmitCounters;
 use crate::offload;
-use crate::request::{check, header_size, read_header};
+use crate::request::{check, header_size, is_plain, read_header};
 
 /// Chains fetched at once.
 const FETCH: usize = 64;
@@ -58,7 +58,7 @@ enum Refused {
 }
 
 /// Takes a packet apart: its header, checked, and the frame in the guest's own buffers.
-#[inline]
+#[inline(always)]
 fn gather(
     memory: &GuestMemory,
     readable: &[Segment],
@@ -66,6 +66,37 @@ fn gather(
     frame: &mut IoBuffers,
 ) -> Result<Header, Refused> {
     frame.clear_ranges();
+    // Almost always: header and frame in one descriptor, and nothing to be done by the host.
+    if let [one] = readable
+        && rules.header_size == HEADER_SIZE
+    {
+        let frame_len = (one.len as usize).wrapping_sub(HEADER_SIZE);
+        let mut bytes = [0; HEADER_SIZE];
+        if (ETHERNET_BYTES..=MAX_FRAME).contains(&frame_len)
+            && memory.read(one.addr, &mut bytes).is_ok()
+            && let header = zerocopy::transmute!(bytes)
+            && is_plain(&header)
+        {
+            let at = one.addr.wrapping_add(HEADER_SIZE as u64);
+            let inside = memory.push_buffers(at, frame_len, frame).is_ok();
+            return if inside {
+                Ok(Header::default())
+            } else {
+                Err(Refused::Chain)
+            };
+        }
+    }
+    gather_any(memory, readable, rules, frame)
+}
+
+/// The same for any packet.
+#[inline(never)]
+fn gather_any(
+    memory: &GuestMemory,
+    readable: &[Segment],
+    rules: Rules,
+    frame: &mut IoBuffers,
+) -> Result<Header, Refused> {
     let mut reader = ChainReader::new(memory, readable);
     let header = read_header(&mut reader, rules.header_size).ok_or(Refused::Chain)?;
     let frame_len = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);
@@ -113,25 +144,39 @@ impl TransmitQueue {
     }
 
     /// Sends the waiting packet, or the next one; `None` if there is none, false if it has to wait.
-    #[inline]
+    #[inline(always)]
     fn send_next(&mut self, fetch: usize) -> Option<bool> {
-        let (head, header) = match self.waiting.take() {
-            Some(waiting) => waiting,
-            None => {
-                let Chain { head, readable, .. } = self.queue.next(fetch)?;
-                match gather(&self.memory, readable, self.rules, &mut self.frame) {
-                    Ok(header) => (head, header),
-                    Err(why) => {
-                        match why {
-                            Refused::Chain => self.counters.bad_chains.add(1),
-                            Refused::Header => self.counters.bad_headers.add(1),
-                        }
-                        self.queue.complete(head, 0);
-                        return Some(true);
-                    }
-                }
+        if self.waiting.is_some() {
+            return self.send_waiting();
+        }
+        let Chain { head, readable, .. } = self.queue.next(fetch)?;
+        match gather(&self.memory, readable, self.rules, &mut self.frame) {
+            Ok(header) => Some(self.send(head, header)),
+            Err(why) => {
+                self.refuse(head, why);
+                Some(true)
             }
-        };
+        }
+    }
+
+    #[inline(never)]
+    fn send_waiting(&mut self) -> Option<bool> {
+        let (head, header) = self.waiting.take()?;
+        Some(self.send(head, header))
+    }
+
+    #[cold]
+    fn refuse(&mut self, head: Head, why: Refused) {
+        match why {
+            Refused::Chain => self.counters.bad_chains.add(1),
+            Refused::Header => self.counters.bad_headers.add(1),
+        }
+        self.queue.complete(head, 0);
+    }
+
+    /// Sends the frame at hand; false if it has to wait.
+    #[inline(always)]
+    fn send(&mut self, head: Head, header: Header) -> bool {
         match self.sender.send(&header, &self.frame) {
             Sent::Taken => {
                 self.counters.packets.add(1);
@@ -141,11 +186,11 @@ impl TransmitQueue {
             Sent::Later => {
                 self.counters.waits.add(1);
                 self.waiting = Some((head, header));
-                return Some(false);
+                return false;
             }
         }
         self.queue.complete(head, 0);
-        Some(true)
+        true
     }
 
     fn poll(&mut self, turn: &mut Turn<'_>) {

@@ -23,7 +23,11 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    #[inline(always)]
     fn left(&self) -> u64 {
+        if let [one] = self.segments {
+            return u64::from(one.len - self.offset);
+        }
         let all: u64 = self.segments.iter().map(|segment| u64::from(segment.len)).sum();
         all - u64::from(self.offset)
     }

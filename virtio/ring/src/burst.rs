@@ -78,6 +78,33 @@ impl Slot {
             high: flags,
         }
     }
+
+    /// The segments of a chain of three, of which the first is readable, the last is writable, and the one between is as its
+    /// descriptor in the split layout says; returns the writable bytes. `None` if it is no good chain.
+    #[inline(always)]
+    pub fn three(room: &mut [Self], id: u16, descriptors: [Descriptor; 3]) -> Option<u32> {
+        let [first, second, third, ..] = room else {
+            return None;
+        };
+        let [header, data, last] = descriptors;
+        let sound = is_sound(header) & is_sound(data) & is_sound(last);
+        let written = data.split_flags() & DESC_F_WRITE;
+        let tail = u64::from(last.len());
+        let writable_bytes = if written == 0 {
+            tail
+        } else {
+            tail + u64::from(data.len())
+        };
+        let bytes = u64::from(header.len()) + u64::from(data.len()) + tail;
+        if !sound || bytes > u64::from(u32::MAX) {
+            return None;
+        }
+        let writable = 1 + written / DESC_F_WRITE;
+        *first = Self::single(id, header, DESC_F_NEXT);
+        *second = Self::single(3 - writable, data, writable);
+        *third = Self::single(0, last, 0);
+        Some(writable_bytes as u32)
+    }
 }
 
 /// Segments that the chains of a burst share, unless one chain may be longer.

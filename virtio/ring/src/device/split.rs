@@ -1,4 +1,6 @@
-use treaty_virtio_spec::ring::{AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, USED_F_NO_NOTIFY};
+use treaty_virtio_spec::ring::{
+    AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, USED_F_NO_NOTIFY,
+};
 
 use super::Limits;
 use super::inflight::{Book, Done, InFlight, Taken};
@@ -290,6 +292,7 @@ fn take_direct<A: RingArea>(
     let (mut chains, mut segments) = (0, 0);
     let mut other = None;
     let mut page = book.page();
+    let may_be_three = limits.chain.min(limits.size) >= 3;
     while chains < max {
         let id = areas.available_entry(next.wrapping_add(chains as u16));
         let Some(left) = room.get_mut(segments..) else {
@@ -301,7 +304,11 @@ fn take_direct<A: RingArea>(
         }
         // SAFETY: `check` accepts only indices below the queue size.
         let descriptor = unsafe { areas.descriptor_below_size(id) };
-        let Some((count, bytes)) = chain_direct(areas, limits, id, descriptor, left) else {
+        let three = match may_be_three {
+            true => chain_of_three(areas, limits.size, id, descriptor, left).map(|bytes| (3, bytes)),
+            false => None,
+        };
+        let Some((count, bytes)) = three.or_else(|| chain_direct(areas, limits, id, descriptor, left)) else {
             other = Some((id, descriptor));
             break;
         };
@@ -322,8 +329,34 @@ fn take_direct<A: RingArea>(
     }
 }
 
-/// A good chain without an indirect table: its segments and writable bytes.
+/// A good chain of the form that a block request has: a readable descriptor, any one, and a writable one. Its writable bytes.
 #[inline(always)]
+fn chain_of_three<A: RingArea>(
+    areas: &SplitAreas<A>,
+    size: u16,
+    head: u16,
+    first: Descriptor,
+    room: &mut [Slot],
+) -> Option<u32> {
+    const FORM: u16 = DESC_F_INDIRECT | DESC_F_NEXT | DESC_F_WRITE;
+    if first.split_flags() & FORM != DESC_F_NEXT || first.split_next() >= size {
+        return None;
+    }
+    // SAFETY: just checked.
+    let second = unsafe { areas.descriptor_below_size(first.split_next()) };
+    if second.split_flags() & (DESC_F_INDIRECT | DESC_F_NEXT) != DESC_F_NEXT || second.split_next() >= size {
+        return None;
+    }
+    // SAFETY: just checked.
+    let third = unsafe { areas.descriptor_below_size(second.split_next()) };
+    if third.split_flags() & FORM != DESC_F_WRITE {
+        return None;
+    }
+    Slot::three(room, head, [first, second, third])
+}
+
+/// A good chain without an indirect table: its segments and writable bytes.
+#[inline(never)]
 fn chain_direct<A: RingArea>(
     areas: &SplitAreas<A>,
     limits: Limits,
