@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds the fuzz targets and runs each for a number of inputs (200000), from a fixed seed: fuzz/run.sh [RUNS]
+# Builds the fuzz targets and runs each for a number of inputs (200000, and a hundredth of that where an input is a connection),
+# from a fixed seed: fuzz/run.sh [RUNS]
 #
 # Needs a nightly toolchain and a C++ compiler (libFuzzer is C++); without them it says so and succeeds. No cargo-fuzz.
 set -eu
@@ -20,10 +21,14 @@ coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 RUSTFLAGS="$coverage -Zsanitizer=address --cfg fuzzing -Ccodegen-units=1" \
     cargo +nightly build --quiet --release --locked --target x86_64-unknown-linux-gnu
 mkdir -p artifacts
-for target in ring_hostile_driver ring_hostile_device; do
-    echo "fuzz: $target, $runs inputs"
+for target in ring_hostile_driver ring_hostile_device vhost_hostile_frontend vhost_hostile_backend; do
+    case $target in
+    vhost_*) count=$((runs / 100)) ;;
+    *) count=$runs ;;
+    esac
+    echo "fuzz: $target, $count inputs"
     log="$CARGO_TARGET_DIR/$target.log"
-    if ! "$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release/$target" -runs="$runs" -seed=1 -max_len=400 \
+    if ! "$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release/$target" -runs="$count" -seed=1 -max_len=400 \
         -len_control=0 -artifact_prefix=artifacts/ >"$log" 2>&1; then
         tail -n 40 "$log"
         echo "fuzz: $target failed; the input is in fuzz/artifacts"

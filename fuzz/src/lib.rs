@@ -1,6 +1,9 @@
 //! What the fuzz targets share.
 //!
-//! Owns: a memory that checks every access, and a reader of the fuzzer's bytes. Must not know: what a target tries.
+//! Owns: a memory that checks every access, a reader of the fuzzer's bytes, the messages of an honest front-end. Must not know: what
+//! a target tries.
+
+pub mod message;
 
 #[path = "../../virtio/ring/tests/common/memory.rs"]
 pub mod memory;
