@@ -1,11 +1,15 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 
 use treaty_memory::{FaultWatch, GuestMemory, MemoryError, Region, RegionError};
 use treaty_vhost_protocol::payload::MemoryRegion;
 
 /// Regions a front-end may add with ADD_MEM_REG; each is one mapping and one descriptor.
 pub const MAX_SLOTS: usize = 128;
+
+/// Regions added once more: all of them for each of 32 queue pairs.
+const MAX_AGAIN: usize = 32 * MAX_SLOTS;
 
 /// Why a region was refused.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,9 @@ pub enum RegionRefused {
 /// The front-end's memory: its table, and the mapping made from it.
 pub struct MemoryTable {
     entries: Vec<(MemoryRegion, File)>,
+    /// Regions that were added once more. QEMU 7.2 does it for each queue pair of a network card after the first, and
+    /// removes them as often.
+    again: Vec<MemoryRegion>,
     mapped: Option<GuestMemory>,
     watch: FaultWatch,
 }
@@ -53,6 +60,7 @@ impl MemoryTable {
     pub fn new(watch: FaultWatch) -> Self {
         Self {
             entries: Vec::new(),
+            again: Vec::new(),
             mapped: None,
             watch,
         }
@@ -66,16 +74,27 @@ impl MemoryTable {
             check(&region, &file, &entries)?;
             entries.push((region, file));
         }
-        self.install(entries)
+        self.install(entries)?;
+        self.again.clear();
+        Ok(())
     }
 
     /// One region more.
     pub fn add(&mut self, region: MemoryRegion, fd: OwnedFd) -> Result<(), RegionRefused> {
+        let file = File::from(fd);
+        if let Some((_, known)) = self.entries.iter().find(|(entry, _)| *entry == region)
+            && same_file(known, &file)?
+        {
+            if self.again.len() >= MAX_AGAIN {
+                return Err(RegionRefused::TooMany);
+            }
+            self.again.push(region);
+            return Ok(());
+        }
         if self.entries.len() >= MAX_SLOTS {
             return Err(RegionRefused::TooMany);
         }
         let mut entries = self.duplicate()?;
-        let file = File::from(fd);
         check(&region, &file, &entries)?;
         entries.push((region, file));
         self.install(entries)
@@ -87,6 +106,10 @@ impl MemoryTable {
             (entry.guest_address, entry.size, entry.user_address)
                 == (region.guest_address, region.size, region.user_address)
         };
+        if let Some(at) = self.again.iter().position(same) {
+            self.again.swap_remove(at);
+            return Ok(());
+        }
         let before = self.entries.len();
         let mut entries = self.duplicate()?;
         entries.retain(|(entry, _)| !same(entry));
@@ -138,6 +161,11 @@ impl MemoryTable {
     }
 }
 
+fn same_file(one: &File, other: &File) -> Result<bool, RegionRefused> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+}
+
 fn check(region: &MemoryRegion, file: &File, others: &[(MemoryRegion, File)]) -> Result<(), RegionRefused> {
     let wrong = || RegionRefused::Range(*region);
     let user_end = region.user_address.checked_add(region.size).ok_or_else(wrong)?;
@@ -177,6 +205,19 @@ mod tests {
             user_address,
             mmap_offset: 0,
         }
+    }
+
+    #[test]
+    fn a_region_that_was_added_twice_is_removed_twice() {
+        let mut table = MemoryTable::new(FaultWatch::new().unwrap());
+        let (entry, file) = (region(0, 0x2000, 0x7000_0000), memfd(0x2000));
+        table.add(entry, file.try_clone().unwrap()).unwrap();
+        table.add(entry, file.try_clone().unwrap()).unwrap();
+        assert!(table.add(entry, memfd(0x2000)).is_err(), "another file");
+        table.remove(&entry).unwrap();
+        assert_eq!(table.guest_address(0x7000_1000), Some(0x1000));
+        table.remove(&entry).unwrap();
+        assert!(table.guest().is_none() && table.remove(&entry).is_err());
     }
 
     /// Hardening row 11: sizes and offsets of memory tables are checked against the file and one another.
