@@ -25,14 +25,13 @@ impl Logs {
         Ok(Self {
             memory: GuestMemory::new(vec![region])?,
             queues: area.queues,
-            entries: area.queue_size,
+            entries: entries(area),
         })
     }
 
     /// Ring `index`'s log; `None` if there is none for it. Whether it lies in the memory is checked where it is used.
     ///
-    /// QEMU asks for logs of its default ring size and then lets the driver choose a larger ring (SeaBIOS does): that ring
-    /// runs without a log, as it would under a front-end that has none.
+    /// A ring that is larger than the log runs without one, as it would under a front-end that has none.
     pub fn of(&self, ring: &RingConfig, index: u16, fresh: bool) -> Option<InflightLog<QueueMemory>> {
         if ring.size > self.entries {
             let (size, entries) = (ring.size, self.entries);
@@ -67,10 +66,22 @@ fn check(session: &Session<'_>, name: &'static str, area: &Inflight) -> Result<(
     Ok(())
 }
 
-/// Room for either layout: features may come later.
+/// QEMU asks for logs of a default ring size and then lets the driver choose any size up to this.
+const LARGEST_OF_QEMU: u16 = 1024;
+
+/// Room for either layout, because features may come later, and for rings that are larger than was said.
 fn bytes(area: &Inflight) -> u64 {
-    let packed = inflight_log_bytes(Layout::Packed, area.queue_size);
+    let packed = inflight_log_bytes(Layout::Packed, area.queue_size.max(LARGEST_OF_QEMU));
     (u64::from(area.queues) * packed).next_multiple_of(PAGE)
+}
+
+/// Entries of each log: more than was said if there is the room that [`bytes`] provides.
+fn entries(area: &Inflight) -> u16 {
+    if area.mmap_size >= bytes(area) {
+        area.queue_size.max(LARGEST_OF_QEMU)
+    } else {
+        area.queue_size
+    }
 }
 
 const PAGE: u64 = 4096;
