@@ -14,7 +14,7 @@ use crate::batch::Verdict;
 use crate::cache::Cache;
 use crate::guest::{Guest, Kernel};
 use crate::qmp::Qmp;
-use crate::{initramfs, qemu};
+use crate::{fio, initramfs, peers, qemu, web};
 
 /// A guest with a daemon for each of its devices.
 #[derive(Debug, Clone)]
@@ -31,9 +31,22 @@ pub struct VhostTest {
     pub script: &'static str,
     /// Stop (SIGTERM) and start the first device's daemon again, from the guest's line `GUEST: begin` to `GUEST: end`.
     pub restarts: bool,
-    /// Move the running guest this often, each time to a new QEMU with new daemons, after some lines `GUEST: round` of
-    /// the guest. Then it gets a line on its console.
-    pub migrations: u32,
+    /// The QEMU that the guest starts on. After some lines `GUEST: round` it moves to the next one with new daemons, and
+    /// so on; after the last move it gets a line on its console.
+    pub hosts: Vec<Qemu>,
+    /// Commands for QEMU's monitor: each list after further lines `GUEST: round`. The guest may reset itself.
+    pub commands: &'static [&'static [&'static str]],
+    /// The guest finds fio on a disk with this serial number.
+    pub fio: bool,
+}
+
+/// A release of QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qemu {
+    /// Debian 12's.
+    V7_2,
+    /// Debian 13's.
+    V10,
 }
 
 /// A device on both sides of its socket. `$W` is the test's directory, `$G` the number of migrations before.
@@ -47,6 +60,9 @@ pub struct Served {
     pub qemu: String,
     /// QEMU looks for the daemon again when it has gone. Its generic devices cannot: they do not wait for the connection.
     pub reconnects: bool,
+    /// The daemon has a network namespace of its own, where its `tap0` gets this address and a web server listens: it has
+    /// `data` (random) and `data.sum`, and `cgi-bin/sum` answers with the checksum of what is posted to it.
+    pub address: Option<&'static str>,
 }
 
 /// A kernel that zeroes the pages which it hands out marks them for a migration, and a missing dirty log is not seen.
@@ -57,8 +73,8 @@ const LIMIT: Duration = Duration::from_secs(180);
 const RESTART_PAUSE: Duration = Duration::from_millis(700);
 /// Fewer restarts in the middle of the work would show nothing.
 const FEWEST_RESTARTS: u32 = 2;
-/// Lines of the guest before it is moved.
-const ROUNDS_BETWEEN_MIGRATIONS: u32 = 5;
+/// Lines of the guest before it is moved or disturbed again.
+const ROUNDS: u32 = 5;
 /// Bytes of each disk.
 const DISK: u64 = 96 << 20;
 
@@ -89,15 +105,19 @@ impl VhostTest {
             File::create(dir.join(disk))?.set_len(DISK)?;
         }
         let mut machine = self.machine(cache, treaty, dir, 0)?;
-        for number in 1..=self.migrations {
-            // The guest is in the middle of its work, wherever it is.
-            for _ in 0..ROUNDS_BETWEEN_MIGRATIONS {
-                machine.wait_for("GUEST: round")?;
+        for commands in self.commands {
+            machine.wait_for_rounds()?;
+            let mut monitor = Qmp::connect(&machine.monitor(dir))?;
+            for command in *commands {
+                monitor.run(command, json!({}))?;
             }
+        }
+        for number in 1..self.hosts.len() {
+            machine.wait_for_rounds()?;
             let next = self.machine(cache, treaty, dir, number)?;
             machine = machine.migrate(dir, next)?;
         }
-        if self.migrations > 0 {
+        if self.hosts.len() > 1 {
             let mut input = machine
                 .qemu
                 .0
@@ -116,19 +136,12 @@ impl VhostTest {
     }
 
     /// A QEMU with its daemons. All but the first one wait for a migration.
-    fn machine(&self, cache: &Cache, treaty: &Path, dir: &Path, number: u32) -> Result<Machine> {
-        let start = |device: &Served| Daemon::start(treaty, dir, device, number);
+    fn machine(&self, cache: &Cache, treaty: &Path, dir: &Path, number: usize) -> Result<Machine> {
+        let start = |device: &Served| Daemon::start(cache, treaty, dir, device, number);
         let daemons = self.devices.iter().map(start).collect::<Result<Vec<_>>>()?;
         let mut command = self.command(cache, dir, number)?;
-        if self.migrations > 0 {
-            command.stdin(Stdio::piped());
-            let monitor = comma_safe(&dir.join(format!("monitor{number}")));
-            command
-                .arg("-qmp")
-                .arg(format!("unix:{monitor},server=on,wait=off"));
-            if number > 0 {
-                command.arg("-incoming").arg(incoming(dir, number));
-            }
+        if number > 0 {
+            command.arg("-incoming").arg(incoming(dir, number));
         }
         let mut qemu = Running(command.spawn().context("cannot start QEMU")?);
         Ok(Machine {
@@ -139,16 +152,30 @@ impl VhostTest {
         })
     }
 
-    fn command(&self, cache: &Cache, dir: &Path, number: u32) -> Result<Command> {
+    fn command(&self, cache: &Cache, dir: &Path, number: usize) -> Result<Command> {
         let files = cache.kernel(self.kernel)?;
         let mut archive = fs::read(&files.guest_initramfs)?;
         archive.extend(initramfs::guest_script(self.script));
         let initrd = dir.join("initrd");
         fs::write(&initrd, archive)?;
-        let mut command = qemu::machine(&cache.tree());
+        let version = *self.hosts.get(number).context("no such host")?;
+        let mut command = match version {
+            Qemu::V7_2 => qemu::machine(&peers::bookworm()?),
+            Qemu::V10 => qemu::machine(&cache.tree()),
+        };
+        let monitor = comma_safe(&dir.join(format!("monitor{number}")));
+        command
+            .arg("-qmp")
+            .arg(format!("unix:{monitor},server=on,wait=off"));
+        if !self.commands.is_empty() {
+            command.args(["-action", "reboot=reset"]);
+        }
         command.args(["-accel", "tcg,thread=multi", "-m", "256"]);
         command.args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"]);
-        command.args(["-machine", "q35,memory-backend=m"]);
+        // A machine that may move has the same parts everywhere.
+        let old = self.hosts.contains(&Qemu::V7_2);
+        let machine = if old { "pc-q35-7.2" } else { "q35" };
+        command.arg("-machine").arg(format!("{machine},memory-backend=m"));
         command.arg("-smp").arg(self.cpus.to_string());
         command
             .arg("-kernel")
@@ -160,10 +187,10 @@ impl VhostTest {
             .arg(format!("{} {COMMAND_LINE}", Guest::COMMAND_LINE));
         for device in &self.devices {
             let (name, socket) = (device.name, comma_safe(&socket(dir, device, number)));
-            let again = if device.reconnects {
-                ",reconnect-ms=100"
-            } else {
-                ""
+            let again = match version {
+                _ if !device.reconnects => "",
+                Qemu::V7_2 => ",reconnect=1",
+                Qemu::V10 => ",reconnect-ms=100",
             };
             let chardev = format!("socket,id={name},path={socket}{again}");
             command
@@ -171,7 +198,14 @@ impl VhostTest {
                 .arg(chardev)
                 .args(device.qemu.split_whitespace());
         }
-        Ok(qemu::dying_with_parent(&command))
+        if self.fio {
+            let file = comma_safe(&fio::disk(cache)?);
+            command.args(["-device", "virtio-blk-pci,drive=fio,serial=fio", "-drive"]);
+            command.arg(format!("if=none,id=fio,format=raw,readonly=on,file={file}"));
+        }
+        let mut command = qemu::dying_with_parent(&command);
+        command.stdin(Stdio::piped());
+        Ok(command)
     }
 
     /// Until the guest has said how it ended; how often the daemon was restarted meanwhile.
@@ -203,32 +237,38 @@ impl VhostTest {
 
 /// A QEMU and what serves its devices.
 struct Machine {
-    number: u32,
+    number: usize,
     qemu: Running,
     lines: Receiver<String>,
     daemons: Vec<Daemon>,
 }
 
 impl Machine {
-    /// Until the guest says `wanted`.
-    fn wait_for(&self, wanted: &str) -> Result<()> {
+    fn monitor(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("monitor{}", self.number))
+    }
+
+    /// Until the guest is in the middle of its work, wherever that is.
+    fn wait_for_rounds(&self) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
-        loop {
+        let mut rounds = 0;
+        while rounds < ROUNDS {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
                 Ok(line) if line.starts_with("GUEST: failed") => bail!("{line}"),
-                Ok(line) if line == wanted => return Ok(()),
+                Ok(line) if line == "GUEST: round" => rounds += 1,
                 Ok(_) => {}
-                Err(_) => bail!("the guest did not say {wanted:?}"),
+                Err(_) => bail!("the guest does not work"),
             }
         }
+        Ok(())
     }
 
     /// Moves the guest to `next`. Every daemon of this machine must end well.
     fn migrate(mut self, dir: &Path, next: Self) -> Result<Self> {
-        let mut monitor = Qmp::connect(&dir.join(format!("monitor{}", self.number)))?;
+        let mut monitor = Qmp::connect(&self.monitor(dir))?;
         // It listens for the migration before it serves its monitor.
-        Qmp::connect(&dir.join(format!("monitor{}", next.number)))?;
+        Qmp::connect(&next.monitor(dir))?;
         let counted = monitor.migrate(&incoming(dir, next.number))?;
         fs::write(dir.join(format!("migration{}", next.number)), counted.to_string())?;
         monitor.run("quit", json!({}))?;
@@ -243,11 +283,11 @@ impl Machine {
     }
 }
 
-fn incoming(dir: &Path, number: u32) -> String {
+fn incoming(dir: &Path, number: usize) -> String {
     format!("unix:{}", dir.join(format!("incoming{number}")).display())
 }
 
-fn socket(dir: &Path, device: &Served, number: u32) -> PathBuf {
+fn socket(dir: &Path, device: &Served, number: usize) -> PathBuf {
     dir.join(format!("{}-{number}.sock", device.name))
 }
 
@@ -272,11 +312,15 @@ struct Daemon {
     command: Command,
     socket: PathBuf,
     running: Running,
+    _web_server: Option<Running>,
 }
 
 impl Daemon {
-    fn start(treaty: &Path, dir: &Path, device: &Served, number: u32) -> Result<Self> {
-        let mut serve = Command::new(treaty);
+    fn start(cache: &Cache, treaty: &Path, dir: &Path, device: &Served, number: usize) -> Result<Self> {
+        let mut serve = match device.address {
+            None => Command::new(treaty),
+            Some(_) => web::in_own_network(treaty),
+        };
         serve.args(["-v", "serve"]);
         let arguments = device.serve.replace("$W", &dir.display().to_string());
         let arguments = arguments.replace("$G", &number.to_string());
@@ -290,10 +334,14 @@ impl Daemon {
             .open(dir.join("treaty.log"))?;
         command.stdout(Stdio::null()).stderr(log);
         let running = spawn(&mut command, &socket)?;
+        let pid = running.0.id();
+        let serve = |address| web::server(cache, dir, pid, address);
+        let web_server = device.address.map(serve).transpose()?;
         Ok(Self {
             command,
             socket,
             running,
+            _web_server: web_server.map(Running),
         })
     }
 
@@ -336,7 +384,7 @@ fn spawn(command: &mut Command, socket: &Path) -> Result<Running> {
 }
 
 /// The guest's console, line by line; it also goes to `console.log`, and what QEMU says to `l1.log`.
-fn lines_of(machine: &mut Child, dir: &Path, number: u32) -> Result<Receiver<String>> {
+fn lines_of(machine: &mut Child, dir: &Path, number: usize) -> Result<Receiver<String>> {
     let console = machine.stdout.take().context("QEMU has no standard output")?;
     let mut errors = machine.stderr.take().context("QEMU has no standard error")?;
     let append = |name: &str| File::options().create(true).append(true).open(dir.join(name));
