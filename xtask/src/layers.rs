@@ -36,7 +36,7 @@ const RULES: [Rule; 8] = [
     },
     Rule {
         why: "storage knows nothing of virtio",
-        who: |name| name == "treaty-storage",
+        who: |name| ["treaty-storage", "treaty-nbd", "treaty-http", "treaty-stream"].contains(&name),
         never: is_virtio,
     },
     Rule {

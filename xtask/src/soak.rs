@@ -24,7 +24,7 @@ struct Long {
     tests: &'static str,
 }
 
-const LONG: [Long; 4] = [
+const LONG: [Long; 5] = [
     Long {
         name: "kills",
         package: "treaty-tests",
@@ -40,6 +40,12 @@ const LONG: [Long; 4] = [
     Long {
         name: "hostile-back-end",
         package: "treaty-vhost-frontend",
+        program: "hostile",
+        tests: "",
+    },
+    Long {
+        name: "hostile-nbd",
+        package: "treaty-nbd",
         program: "hostile",
         tests: "",
     },

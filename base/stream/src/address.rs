@@ -32,6 +32,14 @@ impl Address {
             resolved,
         })
     }
+
+    /// How many addresses the name stands for: attempts that make sense.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Tcp { resolved, .. } => resolved.len(),
+            Self::Unix(_) => 1,
+        }
+    }
 }
 
 impl fmt::Display for Address {

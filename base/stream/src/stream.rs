@@ -1,5 +1,6 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use rustls::Connection;
 use treaty_buffers::IoBuffers;
@@ -230,6 +231,14 @@ impl Stream {
     /// True while the reactor has an operation on the socket: it must not be dropped.
     pub fn is_waited_for(&self) -> bool {
         self.waits.contains(&true)
+    }
+
+    /// Waits on the caller's thread until there may be something to [`exchange`](Self::exchange), or until that long. For
+    /// streams that no task has yet.
+    pub fn sleep(&self, limit: Duration) -> io::Result<()> {
+        let tls_writes = self.tls.as_ref().is_some_and(|tls| tls.wants_write());
+        let writes = !self.connected || !self.unsent.is_empty() || tls_writes;
+        sys::wait(self.socket.as_raw_fd(), writes, limit)
     }
 
     /// The task that it belonged to has left its worker, and with it every operation: the stream may have a new one.

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use treaty_buffers::IoBuffers;
 
@@ -86,4 +87,22 @@ pub(crate) fn read_buffers(fd: RawFd, into: &IoBuffers) -> io::Result<usize> {
     // which nothing borrows. The call has ended when it returns.
     let result = unsafe { libc::readv(fd, ranges.as_ptr(), count) };
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Waits until a socket can be read (or written, if that is wanted too), or until that long, or until a signal.
+pub(crate) fn wait(fd: RawFd, writable: bool, limit: Duration) -> io::Result<()> {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN | if writable { libc::POLLOUT } else { 0 },
+        revents: 0,
+    };
+    let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one live pollfd.
+    if unsafe { libc::poll(&raw mut poll, 1, limit_ms) } >= 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        error => Err(error),
+    }
 }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use treaty_device_blk::{Blk, BlkConfig, Serial};
+use treaty_http::HttpStore;
 use treaty_nbd::{Export, NbdStore};
 use treaty_plan::{CacheChoice, DiskFormat, DiskPlan, LockChoice, OnError, ThrottlePlan};
 use treaty_storage::{
@@ -31,7 +32,7 @@ impl Default for DiskContext {
 
 /// Every kind of image that is no file of this host.
 pub fn stores() -> Stores {
-    Stores::new(vec![Arc::new(NbdStore)])
+    Stores::new(vec![Arc::new(NbdStore), Arc::new(HttpStore)])
 }
 
 /// An image with everything that its plan puts on top of it.

@@ -1,12 +1,11 @@
-use std::any::Any;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use treaty_storage::{BlockQueue, Extent, StorageError};
 use treaty_stream::Stream;
-use treaty_worker::{Exit, Progress, ReactorKind, Task, TaskId, Turn, Worker, WorkerHandle};
+use treaty_worker::{Progress, ReactorKind, Task, TaskId, Turn, Worker, WorkerHandle};
 
 use super::image::{Shared, Target};
 use super::negotiation::{Goal, Negotiation};
@@ -30,132 +29,41 @@ pub fn list(uri: &NbdUri) -> Result<Vec<String>, NbdError> {
     Ok(connect(&target, Goal::List)?.1.names)
 }
 
-/// Makes a connection and negotiates, on a worker of its own. Waits.
+/// Makes a connection and negotiates. Waits.
 pub(crate) fn connect(target: &Target, goal: Goal) -> Result<(Stream, Negotiation), NbdError> {
-    let worker = Worker::start("nbd-open", ReactorKind::Auto).map_err(io::Error::other)?;
-    let (sender, receiver) = channel();
-    let task = Connecting {
-        target_name: target.address.to_string(),
-        stream: Stream::connect(&target.address, 0)?,
-        addresses: target.address.clone(),
-        attempt: 0,
-        negotiation: Some(Negotiation::new(goal.clone(), target.tls.clone())),
-        goal,
-        tls: target.tls.clone(),
-        dead: Vec::new(),
-        result: None,
-    };
-    worker.handle().add(
-        Box::new(task),
-        Box::new(move |exit| {
-            let result = match exit {
-                Exit::Finished(task) => finished(task),
-                Exit::Failed(reason) => Err(NbdError::Host(io::Error::other(reason))),
-            };
-            let _ = sender.send(result);
-        }),
-    );
-    let timeout = |_| {
-        let text = format!("{}: no answer for {} s", target.address, CONNECT_LIMIT.as_secs());
-        NbdError::Host(io::Error::new(io::ErrorKind::TimedOut, text))
-    };
-    receiver.recv_timeout(CONNECT_LIMIT).map_err(timeout)?
-}
-
-type Connected = Result<(Stream, Negotiation), NbdError>;
-
-fn finished(task: Box<dyn Task>) -> Connected {
-    let task: Box<dyn Any> = task;
-    let connecting = task.downcast::<Connecting>();
-    let mut connecting = connecting.map_err(|_| NbdError::Protocol("another task has finished"))?;
-    connecting.stream.leave_task();
-    match (connecting.result.take(), connecting.negotiation.take()) {
-        (Some(Err(error)), _) => Err(error),
-        (Some(Ok(())), Some(negotiation)) => Ok((connecting.stream, negotiation)),
-        _ => Err(NbdError::Protocol("the connection was given up")),
-    }
-}
-
-/// Tries the addresses of a name until one answers.
-struct Connecting {
-    target_name: String,
-    addresses: treaty_stream::Address,
-    attempt: usize,
-    stream: Stream,
-    negotiation: Option<Negotiation>,
-    goal: Goal,
-    tls: Option<treaty_stream::ClientTls>,
-    /// Earlier attempts.
-    dead: Vec<Stream>,
-    result: Option<Result<(), NbdError>>,
-}
-
-impl Connecting {
-    fn attempts(&self) -> usize {
-        match &self.addresses {
-            treaty_stream::Address::Tcp { resolved, .. } => resolved.len(),
-            treaty_stream::Address::Unix(_) => 1,
+    let deadline = Instant::now() + CONNECT_LIMIT;
+    let mut last = io::Error::other("the name stands for no address");
+    for attempt in 0..target.address.count() {
+        let negotiation = Negotiation::new(goal.clone(), target.tls.clone());
+        let stream = Stream::connect(&target.address, attempt).map_err(NbdError::Host);
+        match stream.and_then(|stream| negotiate(stream, negotiation, deadline)) {
+            Err(NbdError::Host(error)) => last = error,
+            other => return other,
         }
     }
+    let text = format!("cannot reach {}: {last}", target.address);
+    Err(NbdError::Host(io::Error::new(last.kind(), text)))
+}
 
-    fn step(&mut self) -> Result<bool, NbdError> {
-        self.stream.exchange()?;
-        let Some(negotiation) = &mut self.negotiation else {
-            return Err(NbdError::Protocol("no negotiation"));
-        };
-        if negotiation.advance(&mut self.stream)? {
-            return Ok(true);
+fn negotiate(
+    mut stream: Stream,
+    mut negotiation: Negotiation,
+    deadline: Instant,
+) -> Result<(Stream, Negotiation), NbdError> {
+    loop {
+        stream.exchange()?;
+        if negotiation.advance(&mut stream)? {
+            return Ok((stream, negotiation));
         }
-        self.stream.flush()?;
-        if self.stream.has_ended() {
+        stream.flush()?;
+        if stream.has_ended() {
             return Err(NbdError::Protocol("the server hung up"));
         }
-        Ok(false)
-    }
-
-    /// Another address, if a connection could not be made at all.
-    fn next_address(&mut self) -> bool {
-        self.attempt += 1;
-        if self.attempt >= self.attempts() {
-            return false;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer").into());
         }
-        let Ok(stream) = Stream::connect(&self.addresses, self.attempt) else {
-            return false;
-        };
-        let mut old = std::mem::replace(&mut self.stream, stream);
-        old.shut_down();
-        self.dead.push(old);
-        self.negotiation = Some(Negotiation::new(self.goal.clone(), self.tls.clone()));
-        true
-    }
-}
-
-impl Task for Connecting {
-    fn start(&mut self, _: &mut Turn<'_>) {}
-
-    fn turn(&mut self, turn: &mut Turn<'_>) -> Progress {
-        while let Some(completion) = turn.next_completion() {
-            if completion.key / 2 == self.attempt as u64 {
-                self.stream.woken(completion.key % 2);
-            }
-        }
-        if turn.stopping() {
-            return Progress::Finished;
-        }
-        match self.step() {
-            Ok(true) => self.result = Some(Ok(())),
-            Ok(false) => {
-                self.stream.wait(turn, 2 * self.attempt as u64);
-                return Progress::Idle;
-            }
-            Err(NbdError::Host(_)) if self.next_address() => return Progress::More,
-            Err(NbdError::Host(error)) => {
-                let text = format!("cannot reach {}: {error}", self.target_name);
-                self.result = Some(Err(NbdError::Host(io::Error::new(error.kind(), text))));
-            }
-            Err(error) => self.result = Some(Err(error)),
-        }
-        Progress::Finished
+        stream.sleep(left)?;
     }
 }
 

@@ -23,7 +23,7 @@ const MAX_UNSENT: usize = 32 << 20;
 /// Requests that wait; beyond that a request is refused. As many as the largest ring has.
 const MAX_WAITING: usize = 32768;
 
-/// How long a stopping task waits for a server that has stopped answering.
+/// How long a stopping task waits for a server that has stopped answering, if the URI does not say less.
 const STOP_LIMIT_NS: u64 = 10_000_000_000;
 
 /// Submits the requests of one worker's task over one connection.
@@ -175,7 +175,6 @@ impl NbdQueue {
             }
             if any {
                 self.heard_ns = turn.now();
-                self.links.answered();
                 continue;
             }
             let Link::Up(stream) = &self.links.current else {
@@ -213,6 +212,7 @@ impl NbdQueue {
         if active.next_part() {
             self.send(index);
         } else if let Some(active) = self.table.remove(index) {
+            self.links.answered();
             let (tag, buffers) = (active.tag, active.buffers);
             let result = Ok(());
             self.finished.push(Finished { tag, result, buffers });
@@ -311,7 +311,8 @@ impl NbdQueue {
     }
 
     fn drive(&mut self, turn: &mut Turn<'_>) {
-        if turn.stopping() && turn.now().saturating_sub(self.heard_ns) > STOP_LIMIT_NS && self.has_work() {
+        let limit = STOP_LIMIT_NS.min(self.shared.target.uri.reconnect.as_nanos() as u64);
+        if turn.stopping() && turn.now().saturating_sub(self.heard_ns) > limit && self.has_work() {
             self.lose(turn, &NbdError::Protocol("the server has stopped answering"));
         }
         if !self.links.is_up() && self.has_work() && !turn.stopping() {
