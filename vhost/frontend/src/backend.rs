@@ -79,8 +79,8 @@ pub struct Patience {
 /// A connected back-end, after the first exchange of features.
 pub struct Backend {
     channel: Channel,
-    /// Counts the memory tables that were sent.
-    tables: u16,
+    /// Every other memory table is.
+    odd_table: bool,
     requests: Option<Channel>,
     pub patience: Patience,
     /// Virtio features on offer, with the protocol's bits.
@@ -98,7 +98,7 @@ impl Backend {
             channel,
             requests: None,
             patience,
-            tables: 0,
+            odd_table: false,
             features: 0,
             protocol: 0,
             queues: None,
@@ -211,7 +211,7 @@ impl Backend {
         }
         let bits = accepted | self.features & features::PROTOCOL_FEATURES;
         self.set(code::SET_FEATURES, bits.as_bytes(), &[])?;
-        self.tables = self.tables.checked_add(1).unwrap_or(1);
+        self.odd_table = !self.odd_table;
         self.set_memory(memory)
     }
 
@@ -236,7 +236,7 @@ impl Backend {
             let entry = MemoryRegion {
                 guest_address: region.guest_start(),
                 size: region.len() as u64,
-                user_address: user_address(self.tables, region.guest_start()),
+                user_address: user_address(self.odd_table, region.guest_start()),
                 mmap_offset: offset,
             };
             payload.extend_from_slice(entry.as_bytes());
@@ -281,7 +281,7 @@ impl Backend {
         self.set(code::SET_VRING_BASE, state(base).as_bytes(), &[])?;
         self.set(
             code::SET_VRING_ADDR,
-            ring_address(self.tables, number, ring)?.as_bytes(),
+            ring_address(self.odd_table, number, ring)?.as_bytes(),
             &[],
         )?;
         let call = [ring.call.as_fd()];
@@ -372,19 +372,21 @@ fn row(request: u32) -> Result<&'static Row, BackendError> {
 }
 
 /// What "user addresses" are is this side's affair. They differ from one memory table to the next: DPDK takes a table with the
-/// addresses of the one before for the same memory, and a machine that reboots may well get other memory at the same place.
-fn user_address(table: u16, guest_address: u64) -> u64 {
-    /// No guest's memory is beyond.
-    const TABLE_SHIFT: u32 = 44;
-    (u64::from(table) << TABLE_SHIFT) + guest_address
+/// addresses of the one before for the same memory, and a machine that reboots has other memory at the same place. They differ
+/// by a page only: libvhost-user gives up if the rings' old addresses are not in the new table.
+fn user_address(odd: bool, guest_address: u64) -> u64 {
+    /// Beyond any guest's memory, so that no address is 0.
+    const BASE: u64 = 1 << 44;
+    const PAGE: u64 = 4096;
+    BASE + guest_address + if odd { PAGE } else { 0 }
 }
 
 /// The ring's areas in the memory table's user addresses.
-fn ring_address(table: u16, index: u32, ring: &Ring) -> Result<VringAddr, BackendError> {
+fn ring_address(odd: bool, index: u32, ring: &Ring) -> Result<VringAddr, BackendError> {
     let user = |addr: u64| {
         let outside = || BackendError::Lacks(format!("memory at ring address {addr:#x}"));
         ring.memory.range(addr, 1).ok_or_else(outside)?;
-        Ok::<_, BackendError>(user_address(table, addr))
+        Ok::<_, BackendError>(user_address(odd, addr))
     };
     Ok(VringAddr {
         index,

@@ -24,6 +24,10 @@ pub struct Ring {
     pub call: Doorbell,
     /// Written by the back-end when the ring has failed.
     pub err: Doorbell,
+    /// The back-end that is here has it.
+    pub running: bool,
+    /// A back-end that has gone may have taken requests, and nobody but it knew which.
+    pub in_doubt: bool,
 }
 
 impl Ring {
@@ -38,6 +42,16 @@ impl Ring {
             interrupt: parts.interrupt,
             call,
             err,
+            running: false,
+            in_doubt: false,
+        }
+    }
+
+    /// The back-end has gone. What is offered from now on was taken by nobody. `in_order`: it gave chains back in the order in
+    /// which it took them.
+    pub fn left(&mut self, in_order: bool) {
+        if std::mem::take(&mut self.running) {
+            self.in_doubt = !self.memory_tells_all(in_order);
         }
     }
 
@@ -69,7 +83,7 @@ impl Ring {
 
     /// True if a back-end that knows no more than [`state_from_memory`](Self::state_from_memory) neither loses nor repeats
     /// anything. `in_order`: the one that died gave chains back in the order in which it took them.
-    pub fn memory_tells_all(&self, in_order: bool) -> bool {
+    fn memory_tells_all(&self, in_order: bool) -> bool {
         match self.config.layout {
             Layout::Split => {
                 let used = self.word(self.config.device_area + INDEX);

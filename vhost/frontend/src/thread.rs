@@ -101,7 +101,7 @@ impl Keeper {
         }
     }
 
-    fn start(&mut self, index: u16, ring: Ring, accepted: u64) {
+    fn start(&mut self, index: u16, mut ring: Ring, accepted: u64) {
         let first = self.rings.is_empty();
         self.accepted = accepted & !self.kind.own_features.0;
         let accepted = self.accepted;
@@ -121,9 +121,13 @@ impl Keeper {
                 backend.prepare(accepted, &ring.memory)?;
                 hand_over_log(backend, &mut log, most)?;
             }
+            ring.running = true;
             backend.start(index, &ring, base)?;
             backend.driver_ok()
         });
+        if self.backend.is_none() {
+            ring.left(self.in_order());
+        }
         self.log = log;
         ring.nudge();
         self.rings.insert(index, ring);
@@ -134,11 +138,13 @@ impl Keeper {
             return reply.send(None);
         };
         let mut state: Option<QueueState> = None;
-        self.attempt(|backend| {
-            let base = backend.stop(index)?;
-            state = Some(vhost_state(ring.config.layout, base));
-            Ok(())
-        });
+        if ring.running {
+            self.attempt(|backend| {
+                let base = backend.stop(index)?;
+                state = Some(vhost_state(ring.config.layout, base));
+                Ok(())
+            });
+        }
         // The call may have come while we asked.
         ring.interrupt.signal();
         reply.send(Some(state.unwrap_or_else(|| ring.state_from_memory())));
@@ -147,8 +153,20 @@ impl Keeper {
     fn lose(&mut self, error: &BackendError) {
         tracing::warn!(path = %self.peer.path().display(), %error, "back-end lost; requests wait for it");
         self.backend = None;
+        self.rings_left();
         self.shared.lost();
         self.next_try = Instant::now() + self.pause;
+    }
+
+    fn rings_left(&mut self) {
+        let in_order = self.in_order();
+        self.rings.values_mut().for_each(|ring| ring.left(in_order));
+    }
+
+    /// Back-ends for these kinds of device give chains back as they took them, and say nothing of IN_ORDER.
+    fn in_order(&self) -> bool {
+        let one_by_one = [DeviceId::NET, DeviceId::RNG, DeviceId::CONSOLE].contains(&self.kind.id);
+        one_by_one || Features(self.accepted).has(feature::IN_ORDER)
     }
 
     fn try_again(&mut self) {
@@ -160,6 +178,7 @@ impl Keeper {
                 tracing::info!(path = %self.peer.path().display(), "back-end is back");
             }
             Err(error) => {
+                self.rings_left();
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 self.next_try = Instant::now() + self.pause;
                 tracing::debug!(%error, "back-end is still away");
@@ -185,15 +204,14 @@ impl Keeper {
         }
         let most = (self.queues, self.kind.queue_size);
         let known = hand_over_log(&mut backend, &mut self.log, most)?;
-        let one_by_one = [DeviceId::NET, DeviceId::RNG, DeviceId::CONSOLE].contains(&self.kind.id);
-        let in_order = one_by_one || Features(self.accepted).has(feature::IN_ORDER);
-        for (&index, ring) in &self.rings {
-            if !known && !ring.memory_tells_all(in_order) {
+        for (&index, ring) in &mut self.rings {
+            if !known && ring.in_doubt {
                 let reason = format!("queue {index}: the back-end died with requests that only it knew of");
                 self.shared.needs_reset(&reason);
                 continue;
             }
             let base = vhost_base(ring.config.layout, ring.state_from_memory());
+            (ring.running, ring.in_doubt) = (true, false);
             backend.start(index, ring, base)?;
             ring.nudge();
             ring.interrupt.signal();
