@@ -116,6 +116,9 @@ pub struct DiskPlan {
     /// Bytes written a second, in a burst of a second after a pause.
     #[serde(default, rename = "bps_wr_max", skip_serializing_if = "Option::is_none")]
     pub bps_wr_max: Option<Amount>,
+    /// How far a queue reads ahead of reads in order, in bytes; not at all if missing. For images that are only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_ahead: Option<Amount>,
     /// Disks with the same group share its limits, which one of them gives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,

@@ -8,6 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::DiskPlan;
 
+const MAX_READ_AHEAD: u64 = 16 << 20;
+
 /// How an image and the host's page cache go together, by QEMU's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -131,6 +133,14 @@ impl DiskPlan {
         if self.direct && !matches!(self.cache, None | Some(Direct | Directsync)) {
             return Err("direct: that is cache=none; give one of them".into());
         }
+        if let Some(Amount(bytes)) = self.read_ahead {
+            if !self.readonly {
+                return Err("read-ahead: what is read ahead would miss other writes; add readonly".into());
+            }
+            if !(4096..=MAX_READ_AHEAD).contains(&bytes) {
+                return Err("read-ahead: 4K to 16M are allowed".into());
+            }
+        }
         let Some(plan) = self.throttle() else {
             return Ok(());
         };
@@ -168,6 +178,19 @@ mod tests {
         assert_eq!(disk("cache=directsync").cache_mode(), CacheChoice::Directsync);
         assert!(disk("direct,cache=unsafe").check_storage().is_err());
         assert_eq!(disk("on-error=stop").on_error, OnError::Stop);
+        assert_eq!(disk("readonly,read-ahead=1M").check_storage(), Ok(()));
+        assert!(
+            disk("read-ahead=1M")
+                .check_storage()
+                .unwrap_err()
+                .contains("readonly")
+        );
+        assert!(
+            disk("readonly,read-ahead=1G")
+                .check_storage()
+                .unwrap_err()
+                .contains("16M")
+        );
     }
 
     #[test]

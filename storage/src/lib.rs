@@ -19,8 +19,8 @@ pub use block::{BlockImage, BlockQueue, Capabilities, Extent, Finished, Request,
 pub use cache::CacheMode;
 pub use check::check;
 pub use filter::{
-    FaultHandle, FaultImage, FaultRules, LogEvent, LogImage, LoggedOp, Rate, StopHandle, StopImage, Throttle,
-    ThrottleCounts, ThrottleGroup, ThrottleLimits, WriteLog,
+    FaultHandle, FaultImage, FaultRules, LogEvent, LogImage, LoggedOp, Rate, ReadAhead, StopHandle,
+    StopImage, Throttle, ThrottleCounts, ThrottleGroup, ThrottleLimits, WriteLog,
 };
 pub use lock::LockTime;
 pub use memory::{NullImage, RamImage};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::{Disk, Folder, SOON, filled, workers};
 use treaty_buffers::{AlignedBlock, IoBuffers};
 use treaty_storage::{
-    CacheMode, FaultImage, FaultRules, LogEvent, LogImage, LoggedOp, OpenOptions, RamImage, Rate,
+    CacheMode, FaultImage, FaultRules, LogEvent, LogImage, LoggedOp, OpenOptions, RamImage, Rate, ReadAhead,
     RequestKind, StopImage, StorageError, Throttle, ThrottleGroup, ThrottleLimits, open,
 };
 use treaty_worker::sim::{Random, run_seeds};
@@ -456,4 +456,65 @@ fn cache_modes_do_what_their_names_say() {
             .unwrap_err()
             .contains("none, writeback")
     );
+}
+
+#[test]
+fn reading_ahead_gives_the_same_bytes_with_fewer_requests() {
+    let folder = Folder::new("ahead");
+    let mut random = Random::new(11);
+    let bytes: Vec<u8> = (0..4 << 20).map(|_| random.next_u64() as u8).collect();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, &bytes).unwrap();
+    for worker in workers() {
+        let options = OpenOptions {
+            read_only: true,
+            ..OpenOptions::raw(&path)
+        };
+        let counted = Arc::new(FaultImage::new(open(&options).unwrap(), FaultRules::default()));
+        let handle = counted.handle();
+        let image = ReadAhead::new(counted, 256 << 10);
+        let disk = Disk::new(&worker.handle(), &image);
+        for at in (0..4 << 20).step_by(4096) {
+            assert!(disk.read(at as u64, 4096).unwrap() == bytes[at..at + 4096]);
+        }
+        assert!(handle.requests() < 40, "{} requests", handle.requests());
+        // Several at once, in order and not, up to the end and beyond it.
+        for round in 0..30u32 {
+            let mut at = 512 * random.below(8000) as usize;
+            let mut reads = Vec::new();
+            for tag in 0..16 {
+                let len = 512 * (1 + random.below(40)) as usize;
+                let block = AlignedBlock::new(len, 512);
+                disk.start(tag, RequestKind::Read { offset: at as u64 }, block.buffers());
+                reads.push((at, block));
+                at = if random.chance(100) {
+                    512 * random.below(8000) as usize
+                } else {
+                    at + len
+                };
+            }
+            let mut ends: Vec<_> = (0..16).map(|_| disk.end()).collect();
+            ends.sort_by_key(|end| end.tag);
+            for (end, (at, block)) in ends.iter().zip(&reads) {
+                assert_eq!(
+                    end.result.is_ok(),
+                    at + block.len() <= bytes.len(),
+                    "round {round}"
+                );
+                let mut found = vec![0; block.len()];
+                block.buffers().copy_to(&mut found);
+                assert!(
+                    end.result.is_err() || found == bytes[*at..at + found.len()],
+                    "round {round} at {at}"
+                );
+            }
+        }
+        // An error of what was read ahead is nobody's; the read that wants it gets its own.
+        // On a new queue the third request is the first one ahead.
+        let disk = Disk::new(&worker.handle(), &image);
+        handle.fail_at(handle.requests() + 2, EIO);
+        for at in (0..1 << 20).step_by(4096) {
+            assert!(disk.read(at as u64, 4096).unwrap() == bytes[at..at + 4096]);
+        }
+    }
 }

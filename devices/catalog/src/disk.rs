@@ -7,7 +7,7 @@ use treaty_http::HttpStore;
 use treaty_nbd::{Export, NbdStore};
 use treaty_plan::{CacheChoice, DiskFormat, DiskPlan, LockChoice, OnError, ThrottlePlan};
 use treaty_storage::{
-    BlockImage, CacheMode, Format, LockTime, NullImage, OpenOptions, Rate, StopHandle, StopImage,
+    BlockImage, CacheMode, Format, LockTime, NullImage, OpenOptions, Rate, ReadAhead, StopHandle, StopImage,
     StorageError, Stores, Throttle, ThrottleCounts, ThrottleGroup, ThrottleLimits,
 };
 use treaty_virtio_device::{CounterSet, DeviceCounters};
@@ -89,6 +89,9 @@ pub fn export(name: &str, plan: &DiskPlan, context: &mut DiskContext) -> Result<
 
 fn stack(plan: &DiskPlan, context: &mut DiskContext) -> Result<Stack, StorageError> {
     let mut image = open(plan, &context.stores)?;
+    if let Some(window) = plan.read_ahead {
+        image = Arc::new(ReadAhead::new(image, u32::try_from(window.0).unwrap_or(u32::MAX)));
+    }
     let mut stop = None;
     if plan.on_error == OnError::Stop {
         let stopping = StopImage::new(image);
