@@ -42,7 +42,7 @@ enum Device {
     Blk {
         #[command(flatten)]
         socket: Socket,
-        /// path=FILE|URI,format=raw[,readonly][,cache=MODE][,iops=N][,bps=N][,serial=TEXT][,queues=N]; or
+        /// path=FILE|URI,format=raw[,readonly][,lock=running][,cache=MODE][,iops=N][,bps=N][,serial=TEXT][,queues=N]; or
         /// format=null,size=SIZE
         #[arg(long, value_name = "KEY=VALUE,...")]
         disk: String,
@@ -50,7 +50,7 @@ enum Device {
         workers: Workers,
     },
     Nbd(nbd::Args),
-    /// A network card. QEMU: -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
+    /// A network card. QEMU: -netdev vhost-user,id=n0,chardev=c0,queues=N -device virtio-net-pci,netdev=n0,mq=on
     Net {
         #[command(flatten)]
         socket: Socket,
@@ -65,7 +65,7 @@ enum Device {
         #[command(flatten)]
         socket: Socket,
     },
-    /// A console.
+    /// A console, for front-ends that have one: QEMU has not.
     Console {
         #[command(flatten)]
         socket: Socket,
