@@ -126,6 +126,9 @@ pub enum StorageError {
         /// Why, and what to do about it.
         reason: String,
     },
+    /// What the image says about itself cannot be.
+    #[error("the image is damaged: {0}")]
+    Damaged(String),
     /// The host failed.
     #[error("{action}: {source}")]
     Host {

@@ -5,17 +5,21 @@
 //! Must not know: virtio, guests, workers' threads. It submits through the [`Turn`](treaty_worker::Turn) of whoever runs it.
 
 mod block;
+mod blocking;
 mod cache;
 mod check;
 mod filter;
+mod job;
 mod lock;
 mod memory;
 mod open;
+pub mod qcow2;
 mod raw;
 mod store;
 mod sys;
 
 pub use block::{BlockImage, BlockQueue, Capabilities, Extent, Finished, Request, RequestKind, StorageError};
+pub use blocking::Blocking;
 pub use cache::CacheMode;
 pub use check::check;
 pub use filter::{

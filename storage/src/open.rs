@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::lock::{LockTime, Users, lock};
 use crate::raw::{RawFile, RawImage};
+use crate::qcow2::{self, Qcow2Options};
 use crate::{BlockImage, CacheMode, StorageError, Stores, sys};
 
 /// Smallest block of any disk, in bytes.
@@ -20,6 +21,8 @@ pub(crate) const MAX_TRANSFER: u32 = 16 << 20;
 pub enum Format {
     /// The disk's bytes as they are: a file or a block device.
     Raw,
+    /// QEMU's format, versions 2 and 3.
+    Qcow2,
 }
 
 /// How to open an image.
@@ -37,6 +40,8 @@ pub struct OpenOptions {
     pub stores: Stores,
     /// When it is locked.
     pub lock: LockTime,
+    /// For qcow2 images.
+    pub qcow2: Qcow2Options,
 }
 
 impl OpenOptions {
@@ -49,6 +54,15 @@ impl OpenOptions {
             cache: CacheMode::default(),
             stores: Stores::default(),
             lock: LockTime::Held,
+            qcow2: Qcow2Options::default(),
+        }
+    }
+
+    /// A qcow2 image, writable, through the page cache, without backing files.
+    pub fn qcow2(path: impl Into<PathBuf>) -> Self {
+        Self {
+            format: Format::Qcow2,
+            ..Self::raw(path)
         }
     }
 }
@@ -60,7 +74,13 @@ pub fn open(options: &OpenOptions) -> Result<Arc<dyn BlockImage>, StorageError> 
             Some(image) => image,
             None => Ok(Arc::new(RawImage::new(open_file(options, false)?))),
         },
+        Format::Qcow2 => Ok(Arc::new(qcow2::open(options)?)),
     }
+}
+
+/// Opens and locks a file that holds an image format.
+pub(crate) fn open_store(options: &OpenOptions) -> Result<Arc<dyn BlockImage>, StorageError> {
+    Ok(Arc::new(RawImage::new(open_file(options, true)?)))
 }
 
 fn refused(path: &Path, reason: impl Into<String>) -> StorageError {

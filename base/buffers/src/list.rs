@@ -45,6 +45,9 @@ impl List {
 // SAFETY: the pointers are only dereferenced by the kernel or inside this module, and `owner` (Send + Sync)
 // keeps the memory mapped on whichever thread the value is. The ranges have no thread affinity.
 unsafe impl Send for IoBuffers {}
+// SAFETY: what can be done through a shared reference is to read the list and to copy bytes out of memory whose contents
+// may change at any time anyway.
+unsafe impl Sync for IoBuffers {}
 
 impl IoBuffers {
     /// An empty list.

@@ -1,0 +1,38 @@
+//! The qcow2 format, versions 2 and 3 (QEMU 10 docs/interop/qcow2.txt).
+//!
+//! An [`Image`](image::Image) is a chain of qcow2 files over the stores that hold them. Its metadata is in memory in
+//! pages ([`pages`]); requests look there and change it ([`meta`]), and what they miss is loaded and they look again
+//! ([`cx`]). A request that one look can place goes straight to the store ([`queue`]); all others are jobs: [`read`],
+//! [`write`], [`zero`]. [`sync`] brings changes to the disk in a safe order, [`space`] and [`guards`] say which clusters
+//! may be used.
+
+mod bytes;
+mod compress;
+mod create;
+mod cx;
+mod entry;
+mod geometry;
+mod guards;
+mod header;
+mod image;
+mod layout;
+mod manage;
+mod map;
+mod meta;
+mod open;
+mod pages;
+mod preallocate;
+mod prepare;
+mod queue;
+mod read;
+mod run;
+mod space;
+mod sync;
+mod write;
+mod zero;
+
+pub use create::{CreateOptions, Preallocation};
+pub use header::Compression;
+pub use manage::Qcow2Image;
+pub(crate) use open::open;
+pub use open::{Backing, Qcow2Options};

@@ -1,0 +1,272 @@
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::geometry::Geometry;
+use super::header::{Header, extension, incompatible};
+use super::image::{Image, Layer, Leaf};
+use super::manage::Qcow2Image;
+use super::meta::Meta;
+use super::read::Unpacked;
+use crate::open::open_store;
+use crate::{BlockImage, Blocking, Format, OpenOptions, StorageError};
+
+/// Files of one chain; a limit against chains that somebody made up.
+const MAX_LAYERS: usize = 1000;
+
+/// Bytes of metadata in memory for each qcow2 file, if nothing else is said: enough for 4 GiB of data in random order with
+/// the usual clusters of 64 KiB.
+const CACHE_BYTES: u64 = 1 << 20;
+
+/// Which other files an image may name. Whoever writes an image could otherwise read any file of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Backing {
+    /// None: an image that needs another file is refused.
+    #[default]
+    Refused,
+    /// Files in the folder of the image, and below it.
+    Tree,
+    /// As [`Tree`](Self::Tree), and these files, and files in these folders and below them.
+    Within(Vec<PathBuf>),
+    /// Any file. For tools whose user named the image and trusts it.
+    Any,
+}
+
+/// What is special about opening a qcow2 image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2Options {
+    /// Which backing and data files may be opened.
+    pub backing: Backing,
+    /// Bytes of metadata in memory, for each file of the chain.
+    pub cache_bytes: u64,
+    /// Open for writing even if the image is marked as corrupt: to repair it.
+    pub corrupt: bool,
+    /// Leave backing files alone: what is not in the image itself reads as zeroes.
+    pub alone: bool,
+}
+
+impl Default for Qcow2Options {
+    fn default() -> Self {
+        Self {
+            backing: Backing::default(),
+            cache_bytes: CACHE_BYTES,
+            corrupt: false,
+            alone: false,
+        }
+    }
+}
+
+fn refused(path: &Path, reason: impl Into<String>) -> StorageError {
+    StorageError::Refused {
+        path: path.to_owned(),
+        reason: reason.into(),
+    }
+}
+
+/// Opens a chain.
+pub(crate) fn open(options: &OpenOptions) -> Result<Qcow2Image, StorageError> {
+    let mut chain = Chain::new(options)?;
+    let mut next = Some(Reference {
+        path: options.path.clone(),
+        format: Format::Qcow2,
+    });
+    while let Some(reference) = next.take() {
+        next = chain.add(reference)?;
+    }
+    Qcow2Image::new(chain.image(), options)
+}
+
+/// The next file of a chain.
+struct Reference {
+    path: PathBuf,
+    format: Format,
+}
+
+struct Chain<'a> {
+    options: &'a OpenOptions,
+    /// The folder that files may be in.
+    tree: PathBuf,
+    seen: HashSet<(u64, u64)>,
+    layers: Vec<Layer>,
+    leaf: Option<Leaf>,
+    stores: Vec<Arc<dyn BlockImage>>,
+}
+
+impl<'a> Chain<'a> {
+    fn new(options: &'a OpenOptions) -> Result<Self, StorageError> {
+        let path = &options.path;
+        Ok(Self {
+            options,
+            tree: folder(path).map_err(|error| refused(path, error.to_string()))?,
+            seen: HashSet::new(),
+            layers: Vec::new(),
+            leaf: None,
+            stores: Vec::new(),
+        })
+    }
+
+    fn image(self) -> Image {
+        Image {
+            layers: self.layers,
+            leaf: self.leaf,
+            stores: self.stores,
+            read_only: self.options.read_only,
+            unpacked: Mutex::new(Unpacked::default()),
+        }
+    }
+
+    /// Opens one file of the chain as it is.
+    fn store(&mut self, path: &Path, read_only: bool) -> Result<u16, StorageError> {
+        let store = open_store(&OpenOptions {
+            path: path.to_owned(),
+            format: Format::Raw,
+            read_only,
+            ..self.options.clone()
+        })?;
+        let about = std::fs::metadata(path).map_err(|error| refused(path, error.to_string()))?;
+        if !self.seen.insert((about.dev(), about.ino())) {
+            return Err(refused(path, "it is its own backing file, directly or through others"));
+        }
+        self.stores.push(store);
+        Ok(self.stores.len() as u16 - 1)
+    }
+
+    /// Opens the next file; answers its backing file.
+    fn add(&mut self, reference: Reference) -> Result<Option<Reference>, StorageError> {
+        let path = &reference.path;
+        if self.layers.len() >= MAX_LAYERS {
+            return Err(refused(path, format!("the chain has more than {MAX_LAYERS} backing files")));
+        }
+        let top = self.layers.is_empty();
+        let read_only = self.options.read_only || !top;
+        let file = self.store(path, read_only)?;
+        let store = self.stores[usize::from(file)].clone();
+        if reference.format == Format::Raw {
+            self.leaf = Some(Leaf {
+                store: file,
+                len: store.capabilities().len,
+            });
+            return Ok(None);
+        }
+        let header = read_header(path, &store)?;
+        if !read_only && header.incompatible & incompatible::CORRUPT != 0 && !self.options.qcow2.corrupt {
+            return Err(refused(
+                path,
+                "it is marked as corrupt; repair it (treaty img check -r all) or open it read-only",
+            ));
+        }
+        let geometry = Geometry::of(&header);
+        let block = u64::from(store.capabilities().block_size);
+        if geometry.cluster() < block {
+            return Err(refused(
+                path,
+                format!("its clusters are smaller than the {block}-byte blocks of its file; leave out direct"),
+            ));
+        }
+        let data = self.data_file(path, &header, file, read_only)?;
+        let backing = if self.options.qcow2.alone { None } else { self.backing(path, &header)? };
+        let capabilities = store.capabilities();
+        let meta = Meta::new(
+            header,
+            self.options.qcow2.cache_bytes,
+            &geometry,
+            capabilities.len,
+            capabilities.growable,
+        );
+        self.layers.push(Layer {
+            path: path.clone(),
+            geometry,
+            file,
+            data,
+            meta: Mutex::new(meta),
+        });
+        Ok(backing)
+    }
+
+    /// Opens the file with the guest's data, if that is another one.
+    fn data_file(&mut self, path: &Path, header: &Header, file: u16, read_only: bool) -> Result<u16, StorageError> {
+        if header.incompatible & incompatible::DATA_FILE == 0 {
+            return Ok(file);
+        }
+        let name = header
+            .text(extension::DATA_FILE)
+            .ok_or_else(|| refused(path, "it has a data file and does not say which"))?;
+        let target = self.allowed(path, &name, "data file")?;
+        self.store(&target, read_only)
+    }
+
+    fn backing(&self, path: &Path, header: &Header) -> Result<Option<Reference>, StorageError> {
+        let Some(name) = &header.backing else {
+            return Ok(None);
+        };
+        let format = match header.text(extension::BACKING_FORMAT).as_deref() {
+            Some("raw") => Format::Raw,
+            Some("qcow2") => Format::Qcow2,
+            Some(other) => {
+                return Err(refused(path, format!("its backing file has the format {other:?}, which is not known")));
+            }
+            None => {
+                return Err(refused(
+                    path,
+                    format!(
+                        "it does not say which format its backing file {name:?} has, and formats are never guessed; say it \
+                         (qemu-img rebase -u -F FORMAT -b {name} {})",
+                        path.display()
+                    ),
+                ));
+            }
+        };
+        let path = self.allowed(path, name, "backing file")?;
+        Ok(Some(Reference { path, format }))
+    }
+
+    /// The file that a name in an image stands for, if it may be opened.
+    fn allowed(&self, image: &Path, name: &str, what: &str) -> Result<PathBuf, StorageError> {
+        let deny = |reason: String| refused(image, format!("its {what} {name:?} {reason}"));
+        let folders = match &self.options.qcow2.backing {
+            Backing::Refused => {
+                return Err(deny("is not allowed; allow files in the image's folder with backing=on".to_owned()));
+            }
+            Backing::Tree | Backing::Any => &[][..],
+            Backing::Within(folders) => folders,
+        };
+        let protocol = name.split('/').next().unwrap_or_default().contains(':');
+        if protocol || name.is_empty() || name.contains('\0') {
+            return Err(deny("is no plain file name, and such references are refused".to_owned()));
+        }
+        let from = folder(image).map_err(|error| deny(error.to_string()))?;
+        let target = from.join(name).canonicalize().map_err(|error| deny(format!("cannot be found: {error}")))?;
+        let inside = |place: &PathBuf| place.canonicalize().is_ok_and(|place| target.starts_with(place));
+        let free = self.options.qcow2.backing == Backing::Any;
+        if free || target.starts_with(&self.tree) || folders.iter().any(inside) {
+            return Ok(target);
+        }
+        Err(deny(format!(
+            "is {}, outside of the image's folder {}; move it there or allow its folder",
+            target.display(),
+            self.tree.display()
+        )))
+    }
+}
+
+/// The folder that a file is in, with all links followed.
+fn folder(path: &Path) -> std::io::Result<PathBuf> {
+    let real = path.canonicalize()?;
+    Ok(real.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
+/// Reads and checks a header.
+fn read_header(path: &Path, store: &Arc<dyn BlockImage>) -> Result<Header, StorageError> {
+    let block = store.capabilities().block_size as usize;
+    let mut blocking = Blocking::new(store.clone())?;
+    let mut bytes = vec![0; block.max(512)];
+    blocking.read_at(0, &mut bytes)?;
+    let bits = super::bytes::be32(&bytes, 20).unwrap_or(0).min(21);
+    let whole = (1usize << bits).next_multiple_of(block);
+    if whole > bytes.len() && super::bytes::be32(&bytes, 0) == Some(super::header::MAGIC) {
+        bytes.resize(whole, 0);
+        blocking.read_at(0, &mut bytes)?;
+    }
+    Header::parse(&bytes).map_err(|reason| refused(path, reason))
+}
