@@ -132,7 +132,9 @@ impl Blocking {
     }
 
     fn bounce(&mut self, len: usize) -> IoBuffers {
-        let block = self.bounce.get_or_insert_with(|| AlignedBlock::new(BOUNCE_BYTES, 4096));
+        let block = self
+            .bounce
+            .get_or_insert_with(|| AlignedBlock::new(BOUNCE_BYTES, 4096));
         let mut buffers = block.buffers();
         buffers.truncate(len);
         buffers

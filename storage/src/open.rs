@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::lock::{LockTime, Users, lock};
-use crate::raw::{RawFile, RawImage};
 use crate::qcow2::{self, Qcow2Options};
+use crate::raw::{RawFile, RawImage};
 use crate::{BlockImage, CacheMode, StorageError, Stores, sys};
 
 /// Smallest block of any disk, in bytes.
@@ -80,7 +80,10 @@ pub fn open(options: &OpenOptions) -> Result<Arc<dyn BlockImage>, StorageError> 
 
 /// Opens and locks a file that holds an image format.
 pub(crate) fn open_store(options: &OpenOptions) -> Result<Arc<dyn BlockImage>, StorageError> {
-    Ok(Arc::new(RawImage::new(open_file(options, true)?)))
+    match options.stores.open(&options.path, options.read_only) {
+        Some(image) => image,
+        None => Ok(Arc::new(RawImage::new(open_file(options, true)?))),
+    }
 }
 
 fn refused(path: &Path, reason: impl Into<String>) -> StorageError {

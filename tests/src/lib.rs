@@ -6,3 +6,6 @@
 mod crash;
 
 pub use crash::{CrashStep, die_with_parent, kill_self, signal};
+//! Owns: nothing but the tests in `tests/`. Must not know: what a crate keeps to itself.
+
+pub mod qemu_img;

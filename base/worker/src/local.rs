@@ -50,16 +50,16 @@ impl Local {
         WorkerHandle::new(self.mailbox.clone())
     }
 
-    /// One pass of the worker's loop: a turn for each ready task, then waits for the next event if none is ready. False
+    /// One pass of the worker's loop: waits for the next event if no task is ready, then a turn for each ready task. False
     /// once it was stopped and every task has left.
     pub fn step(&mut self) -> bool {
         match &mut self.schedule {
             Reactors::Uring(schedule) => {
-                schedule.step();
+                schedule.wait_then_turns();
                 !schedule.is_over()
             }
             Reactors::Epoll(schedule) => {
-                schedule.step();
+                schedule.wait_then_turns();
                 !schedule.is_over()
             }
         }

@@ -66,6 +66,15 @@ impl<E: Engine> Schedule<E> {
         self.depart();
     }
 
+    /// One pass the other way round: waits for something to happen, then gives the turns that come of it. It returns
+    /// without having waited for what the turns have started.
+    pub(crate) fn wait_then_turns(&mut self) {
+        let wait = self.wait_limit();
+        self.engine.wait(&mut self.tasks, wait);
+        self.depart();
+        self.turns();
+    }
+
     fn wait_limit(&self) -> Wait {
         if !self.tasks.ready.is_empty()
             || !self.polled.is_empty()

@@ -71,7 +71,9 @@ impl Io {
         len: usize,
     ) -> Result<AlignedBlock, Box<StorageError>> {
         let block = AlignedBlock::new(len, ALIGNMENT);
-        let (outcome, _) = self.start(store, RequestKind::Read { offset }, block.buffers()).await;
+        let (outcome, _) = self
+            .start(store, RequestKind::Read { offset }, block.buffers())
+            .await;
         outcome.map(|()| block)
     }
 

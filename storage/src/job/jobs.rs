@@ -1,8 +1,8 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::mail::{JobWaker, Mail};
 use super::Job;
+use super::mail::{JobWaker, Mail};
 
 /// The jobs of one queue.
 pub(crate) struct Jobs {

@@ -121,7 +121,12 @@ impl Reactor for Port<'_, '_> {
         self.desks.deadlines[self.index] = deadline_ns;
         let now_ns = self.turn.now();
         // One that has passed was for this turn.
-        let next = self.desks.deadlines.iter().copied().filter(|time| *time > now_ns || *time == deadline_ns);
+        let next = self
+            .desks
+            .deadlines
+            .iter()
+            .copied()
+            .filter(|time| *time > now_ns || *time == deadline_ns);
         self.turn.wake_at(next.min().unwrap_or(u64::MAX));
     }
 

@@ -7,8 +7,8 @@ use super::header::{Compression, Header, autoclear, compatible, extension, incom
 use super::layout::refcounts;
 use super::manage::Qcow2Image;
 use super::open::{Backing, Qcow2Options};
-use crate::lock::{LockError, lock, unlock};
-use crate::{BlockImage, Format, OpenOptions, StorageError};
+use crate::lock::{lock, unlock};
+use crate::{Format, OpenOptions, StorageError};
 
 /// Space that a new image takes at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,9 +128,13 @@ impl Qcow2Image {
         })?;
         let how = options.preallocation;
         image.run(move |cx| async move { cx.preallocate(0, size, how).await })?;
-        let end = image.run(|cx| async move { Ok(cx.image.top().meta().space.fresh << cx.geometry().cluster_bits) })?;
+        let end = image
+            .run(|cx| async move { Ok(cx.image.top().meta().space.fresh << cx.geometry().cluster_bits) })?;
         drop(image);
-        let file = File::options().write(true).open(path).map_err(host(path, "open"))?;
+        let file = File::options()
+            .write(true)
+            .open(path)
+            .map_err(host(path, "open"))?;
         let len = file.metadata().map_err(host(path, "look at"))?.len();
         file.set_len(len.max(end)).map_err(host(path, "lengthen"))
     }
@@ -151,7 +155,10 @@ fn check(options: &CreateOptions) -> Result<(), String> {
         (options.refcount_bits != 16, "refcounts of other than 16 bits"),
         (options.lazy_refcounts, "lazy refcounts"),
         (options.extended_l2, "extended L2 entries"),
-        (options.compression != Compression::Zlib, "other compression than zlib"),
+        (
+            options.compression != Compression::Zlib,
+            "other compression than zlib",
+        ),
         (options.data_file.is_some(), "a data file"),
     ];
     if let (2, Some((_, what))) = (options.version, new.iter().find(|(used, _)| *used)) {
@@ -178,10 +185,7 @@ fn claim(path: &Path) -> Result<File, StorageError> {
         .truncate(false)
         .open(path)
         .map_err(host(path, "make"))?;
-    lock(&file, false).map_err(|error| match error {
-        LockError::Taken => refused(path, "another program has it open"),
-        LockError::Host(error) => refused(path, format!("its file system cannot lock it: {error}")),
-    })?;
+    lock(&file, false).map_err(|error| error.explain(path, false))?;
     if file.metadata().is_ok_and(|about| about.is_file()) {
         file.set_len(0).map_err(host(path, "empty"))?;
     }
@@ -260,7 +264,10 @@ fn header(options: &CreateOptions, size: u64) -> Header {
     header.refcount_order = options.refcount_bits.trailing_zeros();
     header.compression = options.compression;
     header.incompatible = when(options.extended_l2, incompatible::EXTENDED_L2)
-        | when(options.compression != Compression::Zlib, incompatible::COMPRESSION)
+        | when(
+            options.compression != Compression::Zlib,
+            incompatible::COMPRESSION,
+        )
         | when(options.data_file.is_some(), incompatible::DATA_FILE);
     header.compatible = when(options.lazy_refcounts, compatible::LAZY_REFCOUNTS);
     header.autoclear = when(options.data_file_raw, autoclear::RAW_DATA);

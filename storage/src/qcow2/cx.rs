@@ -51,7 +51,6 @@ impl Cx {
                 Miss::Page(class, offset) => self.load(layer, class, offset).await?,
                 Miss::Dirty => self.sync_boxed().await?,
                 Miss::NoBlock(index) => self.make_refblock_boxed(index).await?,
-                Miss::Busy => self.wait_busy(layer).await,
                 Miss::Failed(error) => return Err(self.judged(layer, error)),
             }
         }
@@ -68,23 +67,6 @@ impl Cx {
             }
         }
         error
-    }
-
-    /// Waits until a range of clusters is given back.
-    async fn wait_busy(&self, layer: usize) {
-        let mut registered = false;
-        poll_fn(|context| {
-            if std::mem::replace(&mut registered, true) {
-                return Poll::Ready(());
-            }
-            let mut meta = self.layer(layer).meta();
-            if meta.busy.is_empty() {
-                return Poll::Ready(());
-            }
-            meta.busy_waiters.push(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
     }
 
     /// Brings a metadata page into memory, together with whoever else wants it.

@@ -121,7 +121,11 @@ impl Entry {
         } else {
             0
         };
-        let zero = if !geometry.extended && self.zero != 0 { ZERO } else { 0 };
+        let zero = if !geometry.extended && self.zero != 0 {
+            ZERO
+        } else {
+            0
+        };
         match self.place {
             Place::None => (zero, bitmap),
             Place::At(offset) => (offset | copied | zero, bitmap),

@@ -65,7 +65,9 @@ impl Guards {
         self.trim();
         let oldest = (self.epoch + 1).saturating_sub(self.running.len() as u64);
         let quiet = self.running.iter().all(|count| *count == 0);
-        self.limbo.front().is_some_and(|(epoch, _)| quiet || *epoch < oldest)
+        self.limbo
+            .front()
+            .is_some_and(|(epoch, _)| quiet || *epoch < oldest)
     }
 
     /// Takes what no request knows any more.
@@ -74,11 +76,6 @@ impl Guards {
             return None;
         }
         self.limbo.pop_front().map(|(_, freed)| freed)
-    }
-
-    /// True if nothing waits.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.limbo.is_empty()
     }
 }
 

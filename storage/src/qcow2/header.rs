@@ -133,7 +133,9 @@ impl Header {
         }
         let cluster_bits = short(be32(bytes, 20))?;
         if !(9..=21).contains(&cluster_bits) {
-            return Err(format!("its cluster size of 2^{cluster_bits} bytes is not between 512 and 2 MiB"));
+            return Err(format!(
+                "its cluster size of 2^{cluster_bits} bytes is not between 512 and 2 MiB"
+            ));
         }
         let crypt = short(be32(bytes, 32))?;
         if crypt != 0 {
@@ -197,7 +199,9 @@ impl Header {
             return Ok(());
         }
         if len > MAX_NAME {
-            return Err(format!("the name of its backing file has {len} bytes, more than {MAX_NAME}"));
+            return Err(format!(
+                "the name of its backing file has {len} bytes, more than {MAX_NAME}"
+            ));
         }
         let start = usize::try_from(offset).ok();
         let name = start.and_then(|start| cluster.get(start..start.checked_add(len as usize)?));
@@ -217,7 +221,9 @@ impl Header {
             if kind == extension::END || at + 8 > end {
                 break;
             }
-            let data = (at + 8).checked_add(len as usize).and_then(|to| cluster.get(at + 8..to));
+            let data = (at + 8)
+                .checked_add(len as usize)
+                .and_then(|to| cluster.get(at + 8..to));
             let data = data.ok_or("a header extension is longer than its first cluster")?;
             self.extensions.push(Extension {
                 kind,
@@ -251,13 +257,19 @@ impl Header {
         if names.is_empty() {
             return Ok(());
         }
-        Err(format!("it needs features that are not known here: {}", names.join(", ")))
+        Err(format!(
+            "it needs features that are not known here: {}",
+            names.join(", ")
+        ))
     }
 
     fn check(&self) -> Parsed<()> {
         let mask = (1u64 << self.cluster_bits) - 1;
         if self.refcount_order > 6 {
-            return Err(format!("its refcounts of 2^{} bits are not possible", self.refcount_order));
+            return Err(format!(
+                "its refcounts of 2^{} bits are not possible",
+                self.refcount_order
+            ));
         }
         if self.incompatible & incompatible::EXTENDED_L2 != 0 && self.cluster_bits < 14 {
             return Err("its clusters are too small for extended L2 entries".to_owned());
@@ -273,7 +285,9 @@ impl Header {
         }
         let l1_bytes = u64::from(self.l1_entries) * 8;
         if l1_bytes > MAX_L1_BYTES {
-            return Err(format!("its L1 table of {l1_bytes} bytes is longer than {MAX_L1_BYTES}"));
+            return Err(format!(
+                "its L1 table of {l1_bytes} bytes is longer than {MAX_L1_BYTES}"
+            ));
         }
         if u64::from(self.reftable_clusters) << self.cluster_bits > MAX_REFTABLE_BYTES {
             return Err("its refcount table is too long".to_owned());
@@ -367,7 +381,11 @@ impl Header {
             put(bytes, 88, &self.autoclear.to_be_bytes());
             put(bytes, 96, &self.refcount_order.to_be_bytes());
             put(bytes, 100, &(self.length as u32).to_be_bytes());
-            put(bytes, V3_BYTES, &[u8::from(self.compression == Compression::Zstd)]);
+            put(
+                bytes,
+                V3_BYTES,
+                &[u8::from(self.compression == Compression::Zstd)],
+            );
         }
     }
 }

@@ -41,7 +41,9 @@ impl Cx {
                 return Ok(found(len, depth.saturating_sub(1), false, false));
             }
             len = len.min(size - offset);
-            let run = self.attempt(depth, |meta, geometry| meta.run(geometry, offset, len)).await?;
+            let run = self
+                .attempt(depth, |meta, geometry| meta.run(geometry, offset, len))
+                .await?;
             len = run.len;
             match run.what {
                 What::Hole => {}
@@ -79,7 +81,8 @@ impl Cx {
 
 /// True if two neighbours can be told as one.
 fn joins(a: &Extent, b: &Extent) -> bool {
-    let same = (a.data, a.zero, a.allocated, a.depth, a.compressed) == (b.data, b.zero, b.allocated, b.depth, b.compressed);
+    let same = (a.data, a.zero, a.allocated, a.depth, a.compressed)
+        == (b.data, b.zero, b.allocated, b.depth, b.compressed);
     same && match (a.at, b.at) {
         (None, None) => true,
         (Some(first), Some(next)) => first + a.len == next,

@@ -73,7 +73,13 @@ pub(crate) enum What {
 }
 
 impl Meta {
-    pub(crate) fn new(header: Header, cache_bytes: u64, geometry: &Geometry, file_len: u64, growable: bool) -> Self {
+    pub(crate) fn new(
+        header: Header,
+        cache_bytes: u64,
+        geometry: &Geometry,
+        file_len: u64,
+        growable: bool,
+    ) -> Self {
         let len_clusters = file_len.div_ceil(geometry.cluster());
         Self {
             header,
@@ -89,7 +95,11 @@ impl Meta {
                 fresh: if growable { len_clusters } else { u64::MAX },
                 packed_at: 0,
                 packed_left: 0,
-                end: if growable { 1 << (56 - geometry.cluster_bits) } else { file_len / geometry.cluster() },
+                end: if growable {
+                    1 << (56 - geometry.cluster_bits)
+                } else {
+                    file_len / geometry.cluster()
+                },
             },
             prepared: false,
             corrupt: false,
@@ -185,7 +195,10 @@ impl Meta {
         let header = &self.header;
         within(0, geometry.cluster())
             || within(header.l1_offset, u64::from(header.l1_entries) * 8)
-            || within(header.reftable_offset, u64::from(header.reftable_clusters) << geometry.cluster_bits)
+            || within(
+                header.reftable_offset,
+                u64::from(header.reftable_clusters) << geometry.cluster_bits,
+            )
     }
 
     /// Wakes whoever waits for a range of clusters.
@@ -211,7 +224,9 @@ impl Meta {
         if index >= entries {
             return Ok(0);
         }
-        let word = self.pages.word(Class::RefTable, self.header.reftable_offset + 8 * index)?;
+        let word = self
+            .pages
+            .word(Class::RefTable, self.header.reftable_offset + 8 * index)?;
         let offset = word & !0x1ff;
         if offset & (geometry.cluster() - 1) != 0 || offset >> 56 != 0 {
             return Err(Miss::Failed(damaged(format!("refcount table entry {word:#x}"))));
@@ -276,7 +291,13 @@ impl Run {
     fn continues_with(&self, next: &What) -> bool {
         match (self.what, *next) {
             (What::Hole, What::Hole) | (What::Zero, What::Zero) => true,
-            (What::Data { at, ours }, What::Data { at: after, ours: both }) => at + self.len == after && ours == both,
+            (
+                What::Data { at, ours },
+                What::Data {
+                    at: after,
+                    ours: both,
+                },
+            ) => at + self.len == after && ours == both,
             _ => false,
         }
     }
@@ -294,7 +315,13 @@ pub(crate) fn sub_run(geometry: &Geometry, entry: &Entry, offset: u64) -> Run {
     }
     let first = (inside >> geometry.sub_bits) as u32;
     let (data, zero) = (entry.data >> first, entry.zero >> first);
-    let same = |of: u32| if of & 1 != 0 { of.trailing_ones() } else { of.trailing_zeros() };
+    let same = |of: u32| {
+        if of & 1 != 0 {
+            of.trailing_ones()
+        } else {
+            of.trailing_zeros()
+        }
+    };
     let count = same(data).min(same(zero)).min(geometry.subs() - first);
     let len = ((u64::from(first + count)) << geometry.sub_bits) - inside;
     let what = match entry.place {

@@ -7,6 +7,7 @@
 //! may be used.
 
 mod bytes;
+mod check;
 mod compress;
 mod create;
 mod cx;
@@ -15,6 +16,7 @@ mod geometry;
 mod guards;
 mod header;
 mod image;
+mod info;
 mod layout;
 mod manage;
 mod map;
@@ -25,14 +27,20 @@ mod preallocate;
 mod prepare;
 mod queue;
 mod read;
+mod resize;
 mod run;
+mod snapshot;
 mod space;
 mod sync;
+mod tree;
 mod write;
 mod zero;
 
+pub use check::{CheckReport, Repair};
 pub use create::{CreateOptions, Preallocation};
 pub use header::Compression;
+pub use info::{Info, Measure, measure};
 pub use manage::Qcow2Image;
 pub(crate) use open::open;
 pub use open::{Backing, Qcow2Options};
+pub use snapshot::Snapshot;

@@ -10,7 +10,7 @@ use super::manage::Qcow2Image;
 use super::meta::Meta;
 use super::read::Unpacked;
 use crate::open::open_store;
-use crate::{BlockImage, Blocking, Format, OpenOptions, StorageError};
+use crate::{BlockImage, Blocking, Format, LockTime, OpenOptions, StorageError};
 
 /// Files of one chain; a limit against chains that somebody made up.
 const MAX_LAYERS: usize = 1000;
@@ -66,6 +66,12 @@ fn refused(path: &Path, reason: impl Into<String>) -> StorageError {
 
 /// Opens a chain.
 pub(crate) fn open(options: &OpenOptions) -> Result<Qcow2Image, StorageError> {
+    if options.lock == LockTime::Running && !options.read_only {
+        return Err(refused(
+            &options.path,
+            "two programs cannot share a qcow2 image, as each keeps tables in memory; leave lock as it is, or use raw",
+        ));
+    }
     let mut chain = Chain::new(options)?;
     let mut next = Some(Reference {
         path: options.path.clone(),
@@ -126,7 +132,10 @@ impl<'a> Chain<'a> {
         })?;
         let about = std::fs::metadata(path).map_err(|error| refused(path, error.to_string()))?;
         if !self.seen.insert((about.dev(), about.ino())) {
-            return Err(refused(path, "it is its own backing file, directly or through others"));
+            return Err(refused(
+                path,
+                "it is its own backing file, directly or through others",
+            ));
         }
         self.stores.push(store);
         Ok(self.stores.len() as u16 - 1)
@@ -136,7 +145,10 @@ impl<'a> Chain<'a> {
     fn add(&mut self, reference: Reference) -> Result<Option<Reference>, StorageError> {
         let path = &reference.path;
         if self.layers.len() >= MAX_LAYERS {
-            return Err(refused(path, format!("the chain has more than {MAX_LAYERS} backing files")));
+            return Err(refused(
+                path,
+                format!("the chain has more than {MAX_LAYERS} backing files"),
+            ));
         }
         let top = self.layers.is_empty();
         let read_only = self.options.read_only || !top;
@@ -161,11 +173,17 @@ impl<'a> Chain<'a> {
         if geometry.cluster() < block {
             return Err(refused(
                 path,
-                format!("its clusters are smaller than the {block}-byte blocks of its file; leave out direct"),
+                format!(
+                    "its clusters are smaller than the {block}-byte blocks of its file; leave out direct"
+                ),
             ));
         }
         let data = self.data_file(path, &header, file, read_only)?;
-        let backing = if self.options.qcow2.alone { None } else { self.backing(path, &header)? };
+        let backing = if self.options.qcow2.alone {
+            None
+        } else {
+            self.backing(path, &header)?
+        };
         let capabilities = store.capabilities();
         let meta = Meta::new(
             header,
@@ -185,7 +203,13 @@ impl<'a> Chain<'a> {
     }
 
     /// Opens the file with the guest's data, if that is another one.
-    fn data_file(&mut self, path: &Path, header: &Header, file: u16, read_only: bool) -> Result<u16, StorageError> {
+    fn data_file(
+        &mut self,
+        path: &Path,
+        header: &Header,
+        file: u16,
+        read_only: bool,
+    ) -> Result<u16, StorageError> {
         if header.incompatible & incompatible::DATA_FILE == 0 {
             return Ok(file);
         }
@@ -204,7 +228,10 @@ impl<'a> Chain<'a> {
             Some("raw") => Format::Raw,
             Some("qcow2") => Format::Qcow2,
             Some(other) => {
-                return Err(refused(path, format!("its backing file has the format {other:?}, which is not known")));
+                return Err(refused(
+                    path,
+                    format!("its backing file has the format {other:?}, which is not known"),
+                ));
             }
             None => {
                 return Err(refused(
@@ -226,17 +253,24 @@ impl<'a> Chain<'a> {
         let deny = |reason: String| refused(image, format!("its {what} {name:?} {reason}"));
         let folders = match &self.options.qcow2.backing {
             Backing::Refused => {
-                return Err(deny("is not allowed; allow files in the image's folder with backing=on".to_owned()));
+                return Err(deny(
+                    "is not allowed; allow files in the image's folder with backing=on".to_owned(),
+                ));
             }
             Backing::Tree | Backing::Any => &[][..],
             Backing::Within(folders) => folders,
         };
         let protocol = name.split('/').next().unwrap_or_default().contains(':');
         if protocol || name.is_empty() || name.contains('\0') {
-            return Err(deny("is no plain file name, and such references are refused".to_owned()));
+            return Err(deny(
+                "is no plain file name, and such references are refused".to_owned(),
+            ));
         }
         let from = folder(image).map_err(|error| deny(error.to_string()))?;
-        let target = from.join(name).canonicalize().map_err(|error| deny(format!("cannot be found: {error}")))?;
+        let target = from
+            .join(name)
+            .canonicalize()
+            .map_err(|error| deny(format!("cannot be found: {error}")))?;
         let inside = |place: &PathBuf| place.canonicalize().is_ok_and(|place| target.starts_with(place));
         let free = self.options.qcow2.backing == Backing::Any;
         if free || target.starts_with(&self.tree) || folders.iter().any(inside) {

@@ -11,8 +11,6 @@ pub(crate) enum Class {
     RefTable,
     L2,
     L1,
-    /// Snapshots' L1 tables. They are read through the cache and never dirty in it.
-    OldL1,
 }
 
 /// Why something could not be done with what is in memory.
@@ -24,8 +22,6 @@ pub(crate) enum Miss {
     Dirty,
     /// The refcount block with this index does not exist: make it, then try again.
     NoBlock(u64),
-    /// Somebody else is at it: wait, then try again.
-    Busy,
     /// Trying again is of no use.
     Failed(Box<StorageError>),
 }
@@ -215,6 +211,12 @@ impl Pages {
         }
     }
 
+    /// Forgets everything: all of it is on disk, and tables have moved.
+    pub(crate) fn forget_all_clean(&mut self) {
+        self.pages.retain(|_, page| page.dirty || page.writing);
+        self.clock = self.pages.keys().copied().collect();
+    }
+
     /// Copies of all dirty pages, in the order of their class and place. They count as clean from now on, and stay in
     /// memory until [`written`](Self::written). With `spare` refcounts stay dirty.
     pub(crate) fn take_dirty(&mut self, spare: bool) -> Vec<Copied> {
@@ -246,10 +248,5 @@ impl Pages {
                 self.dirty += 1;
             }
         }
-    }
-
-    /// Pages in memory.
-    pub(crate) fn len(&self) -> usize {
-        self.pages.len()
     }
 }

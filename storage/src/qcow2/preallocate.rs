@@ -23,7 +23,9 @@ impl Cx {
             self.table_for_write(at).await?;
             let wanted = ((at / table + 1) * table).min(to.next_multiple_of(geometry.cluster())) - at;
             let mut clusters = (wanted >> geometry.cluster_bits).clamp(1, CLUSTERS);
-            let used = self.attempt(0, |meta, geometry| Ok(meta.entry(geometry, at)? != Entry::NONE)).await?;
+            let used = self
+                .attempt(0, |meta, geometry| Ok(meta.entry(geometry, at)? != Entry::NONE))
+                .await?;
             if used {
                 at += geometry.cluster();
                 continue;

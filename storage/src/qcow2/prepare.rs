@@ -86,7 +86,11 @@ impl Cx {
         let count = be32(data, 0).unwrap_or(0);
         let len = be64(data, 8).unwrap_or(0);
         let offset = be64(data, 16).unwrap_or(0);
-        if len == 0 || len > MAX_DIRECTORY || offset & (self.geometry().cluster() - 1) != 0 || offset >> 56 != 0 {
+        if len == 0
+            || len > MAX_DIRECTORY
+            || offset & (self.geometry().cluster() - 1) != 0
+            || offset >> 56 != 0
+        {
             return Err(damaged("the bitmap directory is not where it can be"));
         }
         let file = self.image.top().file;
@@ -105,7 +109,10 @@ impl Cx {
         if changed {
             // Whole sectors of a directory that begins a cluster: nothing else is in them.
             let cluster = len.next_multiple_of(self.geometry().cluster().min(4096)) as usize;
-            let (outcome, _) = self.io.write_bytes(file, offset, bytes.get(..cluster).unwrap_or(&bytes)).await;
+            let (outcome, _) = self
+                .io
+                .write_bytes(file, offset, bytes.get(..cluster).unwrap_or(&bytes))
+                .await;
             outcome?;
             self.io.flush(file).await?;
         }
@@ -119,7 +126,9 @@ impl Cx {
             if cx.geometry().version < 3 {
                 return;
             }
-            let marked = cx.write_header(|header| header.incompatible |= incompatible::CORRUPT).await;
+            let marked = cx
+                .write_header(|header| header.incompatible |= incompatible::CORRUPT)
+                .await;
             if let Err(error) = marked {
                 tracing::warn!(%error, "a damaged image could not be marked");
             }
@@ -159,7 +168,8 @@ impl Cx {
             self.sync().await?;
         }
         if lazy {
-            self.write_header(|header| header.incompatible &= !incompatible::DIRTY).await?;
+            self.write_header(|header| header.incompatible &= !incompatible::DIRTY)
+                .await?;
         }
         Ok(())
     }

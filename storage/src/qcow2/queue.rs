@@ -134,7 +134,9 @@ impl Qcow2Queue {
         let buffers = request.buffers;
         let job: Job = match kind {
             RequestKind::Read { offset } => Box::pin(cx.read_request(tag, offset, buffers)),
-            RequestKind::Write { offset, durable } => Box::pin(cx.write_request(tag, offset, durable, buffers)),
+            RequestKind::Write { offset, durable } => {
+                Box::pin(cx.write_request(tag, offset, durable, buffers))
+            }
             RequestKind::Flush => Box::pin(cx.flush_request(tag, buffers)),
             RequestKind::Discard { offset, len } => Box::pin(cx.discard_request(tag, offset, len, buffers)),
             RequestKind::WriteZeroes { offset, len, unmap } => {
@@ -155,7 +157,9 @@ impl Qcow2Queue {
     fn settle(&mut self, turn: &mut Turn<'_>) {
         loop {
             let cx = &self.cx;
-            let mut busy = cx.io.take(&mut self.outbox, &mut self.new_jobs, &mut self.finished);
+            let mut busy = cx
+                .io
+                .take(&mut self.outbox, &mut self.new_jobs, &mut self.finished);
             for (store, request) in self.outbox.drain(..) {
                 self.stores.submit(turn, store, request);
             }

@@ -118,7 +118,10 @@ impl Cx {
         }
         if this.layer >= self.image.layers.len() {
             return match self.image.leaf {
-                Some(leaf) => self.read_store(leaf.store, this.offset, this.buffers, flight).await,
+                Some(leaf) => {
+                    self.read_store(leaf.store, this.offset, this.buffers, flight)
+                        .await
+                }
                 None => {
                     this.buffers.fill(0);
                     Ok(())
@@ -126,7 +129,9 @@ impl Cx {
             };
         }
         let offset = this.offset;
-        let run = self.attempt(this.layer, |meta, geometry| meta.run(geometry, offset, there)).await?;
+        let run = self
+            .attempt(this.layer, |meta, geometry| meta.run(geometry, offset, there))
+            .await?;
         let mut found = part(&this.buffers, 0, run.len);
         match run.what {
             What::Data { at, .. } => {
@@ -198,8 +203,12 @@ impl Cx {
         let mut data = vec![0; bytes as usize];
         part(&packed.buffers(), at - start, bytes).copy_to(&mut data);
         let cluster = of.geometry.cluster() as usize;
-        let plain = unpack(of.geometry.compression, &data, cluster)
-            .ok_or_else(|| damaged(format!("the compressed cluster at byte {at} of {}", of.path.display())))?;
+        let plain = unpack(of.geometry.compression, &data, cluster).ok_or_else(|| {
+            damaged(format!(
+                "the compressed cluster at byte {at} of {}",
+                of.path.display()
+            ))
+        })?;
         let plain = Arc::new(plain);
         self.image.unpacked().keep(layer, at, plain.clone());
         Ok(plain)

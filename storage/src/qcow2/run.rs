@@ -81,7 +81,12 @@ impl Session {
             }
         };
         let task = local.handle().add(Box::new(runner), Box::new(on_exit));
-        Ok(Self { local, task, desk, cx })
+        Ok(Self {
+            local,
+            task,
+            desk,
+            cx,
+        })
     }
 
     /// Does something with the image from start to end, and everything that follows from it.

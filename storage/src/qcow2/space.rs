@@ -76,7 +76,11 @@ pub(crate) fn take(meta: &mut Meta, geometry: &Geometry, want: u64) -> Attempt<T
     }
     meta.space.next = first + count;
     let fresh = first >= meta.space.fresh;
-    meta.space.fresh = meta.space.fresh.max(if meta.space.fresh == u64::MAX { 0 } else { first + count });
+    meta.space.fresh = meta.space.fresh.max(if meta.space.fresh == u64::MAX {
+        0
+    } else {
+        first + count
+    });
     Ok(Taken {
         offset,
         clusters: count,
@@ -95,7 +99,10 @@ impl Cx {
         let taken = self.take(1).await?;
         if !taken.fresh {
             let file = self.image.top().file;
-            let zeroed = self.io.zero(file, taken.offset, self.geometry().cluster(), false).await;
+            let zeroed = self
+                .io
+                .zero(file, taken.offset, self.geometry().cluster(), false)
+                .await;
             if let Err(error) = zeroed {
                 self.give_back(taken).await;
                 return Err(error);
@@ -137,7 +144,9 @@ impl Cx {
                 (meta.space.fresh, entries)
             };
             if fresh == u64::MAX {
-                return Err(Box::new(StorageError::Unsupported("a table of that length on a block device")));
+                return Err(Box::new(StorageError::Unsupported(
+                    "a table of that length on a block device",
+                )));
             }
             let first = fresh.next_multiple_of(per_block);
             let last_index = (first + count + blocks - 1) / per_block;
@@ -163,7 +172,9 @@ impl Cx {
             let index = first / per_block + block;
             self.attempt(0, |meta, geometry| {
                 if meta.refblock(geometry, index * per_block)? != 0 {
-                    return Err(Miss::Failed(damaged("clusters beyond the end of the file are in use")));
+                    return Err(Miss::Failed(damaged(
+                        "clusters beyond the end of the file are in use",
+                    )));
                 }
                 let at = meta.header.reftable_offset + 8 * index;
                 meta.pages.change(Class::RefTable, at, &offset.to_be_bytes())
@@ -254,7 +265,10 @@ impl Cx {
                         len: len << bits,
                     };
                     // What the host cannot free stays allocated there; here it is free.
-                    let _ = self.io.start(self.image.top().file, kind, Default::default()).await;
+                    let _ = self
+                        .io
+                        .start(self.image.top().file, kind, Default::default())
+                        .await;
                 }
                 at += len;
             }
@@ -289,7 +303,8 @@ impl Cx {
     async fn make_refblock(&self, index: u64) -> Done<()> {
         let _held = self.lock_range(REFCOUNT_TABLE, REFCOUNT_TABLE + 1).await;
         let geometry = *self.geometry();
-        let entries = u64::from(self.image.top().meta().header.reftable_clusters) << (geometry.cluster_bits - 3);
+        let entries =
+            u64::from(self.image.top().meta().header.reftable_clusters) << (geometry.cluster_bits - 3);
         if index >= entries {
             return self.grow_reftable(index, entries).await;
         }
@@ -299,7 +314,9 @@ impl Cx {
             .attempt(0, |meta, geometry| {
                 let exists = meta.refblock(geometry, cluster)? != 0;
                 if !exists && (meta.is_fixed(geometry, offset) || meta.pages.contains(offset)) {
-                    return Err(Miss::Failed(damaged("a refcount block is missing for clusters in use")));
+                    return Err(Miss::Failed(damaged(
+                        "a refcount block is missing for clusters in use",
+                    )));
                 }
                 Ok(exists)
             })
@@ -316,7 +333,9 @@ impl Cx {
             fresh
         };
         if !fresh {
-            self.io.zero(self.image.top().file, offset, geometry.cluster(), false).await?;
+            self.io
+                .zero(self.image.top().file, offset, geometry.cluster(), false)
+                .await?;
         }
         self.attempt(0, |meta, geometry| {
             let at = meta.header.reftable_offset + 8 * index;
@@ -354,7 +373,10 @@ impl Cx {
         self.sync().await?;
         let file = self.image.top().file;
         let old_offset = self.image.top().meta().header.reftable_offset;
-        let old = self.io.read_block(file, old_offset, (entries * 8) as usize).await?;
+        let old = self
+            .io
+            .read_block(file, old_offset, (entries * 8) as usize)
+            .await?;
         let mut bytes = vec![0; (table * cluster) as usize];
         old.buffers().copy_to(&mut bytes);
         let first_block = (start + table) << geometry.cluster_bits;
@@ -363,7 +385,10 @@ impl Cx {
             super::bytes::put(&mut bytes, ((entries + block) * 8) as usize, &entry.to_be_bytes());
         }
         let counts = super::layout::refcounts(&geometry, table + blocks, blocks);
-        let (outcome, _) = self.io.write_bytes(file, start << geometry.cluster_bits, &bytes).await;
+        let (outcome, _) = self
+            .io
+            .write_bytes(file, start << geometry.cluster_bits, &bytes)
+            .await;
         outcome?;
         let (outcome, _) = self.io.write_bytes(file, first_block, &counts).await;
         outcome?;

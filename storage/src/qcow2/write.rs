@@ -31,7 +31,10 @@ enum Plan {
 impl Plan {
     fn len(self) -> u64 {
         match self {
-            Self::InPlace { len, .. } | Self::Allocate { len } | Self::Fill { len, .. } | Self::Copy { len } => len,
+            Self::InPlace { len, .. }
+            | Self::Allocate { len }
+            | Self::Fill { len, .. }
+            | Self::Copy { len } => len,
         }
     }
 }
@@ -51,7 +54,9 @@ fn plan(meta: &mut Meta, geometry: &Geometry, offset: u64, len: u64) -> Attempt<
     let run = meta.run(geometry, offset, len)?;
     if let What::Data { at, ours: true } = run.what {
         if meta.is_fixed(geometry, at) && !geometry.data_file {
-            return Err(Miss::Failed(damaged(format!("guest data is in the tables, at byte {at}"))));
+            return Err(Miss::Failed(damaged(format!(
+                "guest data is in the tables, at byte {at}"
+            ))));
         }
         return Ok(Plan::InPlace { at, len: run.len });
     }
@@ -76,7 +81,9 @@ fn plan(meta: &mut Meta, geometry: &Geometry, offset: u64, len: u64) -> Attempt<
             _ => break,
         }
     }
-    Ok(Plan::Allocate { len: known.min(limit) })
+    Ok(Plan::Allocate {
+        len: known.min(limit),
+    })
 }
 
 impl Cx {
@@ -103,7 +110,9 @@ impl Cx {
     async fn write_parts(&self, mut offset: u64, mut buffers: IoBuffers, flight: &mut Flight) -> Done<()> {
         while !buffers.is_empty() {
             let left = buffers.len() as u64;
-            let plan = self.attempt(0, |meta, geometry| plan(meta, geometry, offset, left)).await?;
+            let plan = self
+                .attempt(0, |meta, geometry| plan(meta, geometry, offset, left))
+                .await?;
             let len = match plan {
                 Plan::InPlace { at, len } => {
                     let kind = RequestKind::Write {
@@ -111,7 +120,9 @@ impl Cx {
                         durable: false,
                     };
                     let data = part(&buffers, 0, len);
-                    flight.add(self.io.start(self.image.top().data, kind, data)).await?;
+                    flight
+                        .add(self.io.start(self.image.top().data, kind, data))
+                        .await?;
                     len
                 }
                 plan => self.write_new(offset, plan.len(), &buffers).await?,
@@ -132,7 +143,9 @@ impl Cx {
         );
         let _held = self.lock_range(first, end).await;
         self.table_for_write(offset).await?;
-        let plan = self.attempt(0, |meta, geometry| plan(meta, geometry, offset, len)).await?;
+        let plan = self
+            .attempt(0, |meta, geometry| plan(meta, geometry, offset, len))
+            .await?;
         // One L2 table at a time.
         let table_end = ((geometry.l1_index(offset) + 1) << geometry.l2_bits) << geometry.cluster_bits;
         let len = plan.len().min(table_end - offset);
@@ -197,7 +210,9 @@ impl Cx {
         let buffers = match (&head, &tail) {
             (None, None) => part(data, 0, data.len() as u64),
             _ => {
-                let list = |block: &Option<AlignedBlock>| block.as_ref().map(AlignedBlock::buffers).unwrap_or_default();
+                let list = |block: &Option<AlignedBlock>| {
+                    block.as_ref().map(AlignedBlock::buffers).unwrap_or_default()
+                };
                 IoBuffers::joined(&[&list(&head), data, &list(&tail)])
             }
         };
@@ -231,7 +246,9 @@ impl Cx {
         let mut at = from;
         let end = to.min(self.geometry().size);
         while at < end {
-            let run = self.attempt(0, |meta, geometry| meta.run(geometry, at, end - at)).await?;
+            let run = self
+                .attempt(0, |meta, geometry| meta.run(geometry, at, end - at))
+                .await?;
             match run.what {
                 What::Zero => {}
                 What::Hole if !self.image.has_below(0) || at >= self.image.len_of(1) => {}
@@ -256,7 +273,8 @@ impl Cx {
                 let from = start.max(at) - at;
                 let to = end.min(at + cluster) - at;
                 let bits = bits(geometry, from, to);
-                let keep = old.place == Place::None || matches!(chunk.plan, Plan::Fill { .. }) || old.data == 0;
+                let keep =
+                    old.place == Place::None || matches!(chunk.plan, Plan::Fill { .. }) || old.data == 0;
                 let new = Entry {
                     place: Place::At(chunk.cluster_at + (at - first)),
                     copied: true,
@@ -338,7 +356,11 @@ impl Cx {
 pub(crate) fn bits(geometry: &Geometry, from: u64, to: u64) -> u32 {
     let below = |bytes: u64| {
         let count = bytes >> geometry.sub_bits;
-        if count >= 32 { u32::MAX } else { (1u32 << count) - 1 }
+        if count >= 32 {
+            u32::MAX
+        } else {
+            (1u32 << count) - 1
+        }
     };
     below(to) & !below(from) & geometry.all_subs()
 }
@@ -363,7 +385,9 @@ impl Meta {
             },
         };
         match self.freed.last_mut() {
-            Some(last) if last.data && freed.data && last.offset + last.len == freed.offset => last.len += freed.len,
+            Some(last) if last.data && freed.data && last.offset + last.len == freed.offset => {
+                last.len += freed.len
+            }
             _ => self.freed.push(freed),
         }
     }

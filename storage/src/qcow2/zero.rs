@@ -46,11 +46,19 @@ impl Cx {
         self.prepare().await?;
         let _guard = self.guard();
         let geometry = *self.geometry();
-        let unit = if want == Want::Discard { geometry.cluster() } else { geometry.sub() };
+        let unit = if want == Want::Discard {
+            geometry.cluster()
+        } else {
+            geometry.sub()
+        };
         let end = offset.saturating_add(len);
         let mut at = offset;
         while at < end {
-            let whole_end = if end >= geometry.size { end } else { end & !(unit - 1) };
+            let whole_end = if end >= geometry.size {
+                end
+            } else {
+                end & !(unit - 1)
+            };
             if at & (unit - 1) == 0 && whole_end > at {
                 at = self.clear_whole(at, whole_end, want).await?;
                 continue;
@@ -65,7 +73,7 @@ impl Cx {
     }
 
     /// Writes zeroes as data, where there is anything else.
-    async fn write_zeroes(&self, from: u64, to: u64) -> Done<()> {
+    pub(crate) async fn write_zeroes(&self, from: u64, to: u64) -> Done<()> {
         let mut at = from;
         while at < to {
             let len = (to - at).min(MAX_ZEROES);
@@ -108,7 +116,9 @@ impl Cx {
             }
             return Ok(table_end);
         }
-        let absent = self.attempt(0, |meta, geometry| Ok(meta.table(geometry, at)?.offset == 0)).await?;
+        let absent = self
+            .attempt(0, |meta, geometry| Ok(meta.table(geometry, at)?.offset == 0))
+            .await?;
         if absent && !below {
             return Ok(table_end);
         }
@@ -117,7 +127,11 @@ impl Cx {
         let _held = self.lock_range(first, last).await;
         self.table_for_write(at).await?;
         let to = table_end.min(last << geometry.cluster_bits);
-        let packed = self.attempt(0, |meta, geometry| self.clear_entries(meta, geometry, at, to, want)).await?;
+        let packed = self
+            .attempt(0, |meta, geometry| {
+                self.clear_entries(meta, geometry, at, to, want)
+            })
+            .await?;
         drop(_held);
         match packed {
             // A part of a compressed cluster.
@@ -154,7 +168,11 @@ impl Cx {
             if whole {
                 stop = start + cluster;
             }
-            let bits = bits(geometry, next - start, (stop - start).next_multiple_of(geometry.sub()));
+            let bits = bits(
+                geometry,
+                next - start,
+                (stop - start).next_multiple_of(geometry.sub()),
+            );
             if !whole && matches!(old.place, Place::Packed { .. }) {
                 rest = Some((next, to.min(stop)));
                 break;
