@@ -113,7 +113,9 @@ struct Check {
 impl Cx {
     /// Checks the image, and repairs it if that is wanted.
     pub(crate) async fn check(self, repair: Option<Repair>) -> Done<CheckReport> {
-        self.sync().await?;
+        if !self.image.read_only {
+            self.settle().await?;
+        }
         let mut report = self.checked().await?.report;
         let Some(repair) = repair else {
             return Ok(report);

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cx::{Cx, Done};
 use super::image::Image;
+use super::open::Qcow2Options;
 use super::queue::Qcow2Queue;
 use super::run::Session;
 use crate::{BlockImage, BlockQueue, Capabilities, Extent, OpenOptions, StorageError};
@@ -72,11 +73,11 @@ impl BlockQueue for Opened {
 }
 
 impl Qcow2Image {
-    pub(crate) fn new(image: Image, _: &OpenOptions) -> Result<Self, StorageError> {
-        Ok(Self(Arc::new(Handle {
+    pub(crate) fn new(image: Image) -> Self {
+        Self(Arc::new(Handle {
             image: Arc::new(image),
             session: Mutex::new(None),
-        })))
+        }))
     }
 
     /// Does something with the image, and waits for it.
@@ -91,6 +92,16 @@ impl Qcow2Image {
     /// Opens an image and its backing files.
     pub fn open(options: &OpenOptions) -> Result<Self, StorageError> {
         super::open::open(options)
+    }
+
+    /// Opens an image that lies in a store of any kind, which must be growable to be written to without end. Other files
+    /// are refused.
+    pub fn over(
+        store: Arc<dyn BlockImage>,
+        options: &Qcow2Options,
+        read_only: bool,
+    ) -> Result<Self, StorageError> {
+        super::open::open_over(store, options, read_only)
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Meta {
     pub(crate) space: Space,
     /// The header says that somebody writes: autoclear bits, bitmaps, the dirty bit.
     pub(crate) prepared: bool,
+    /// Refcounts are written with everything else, even if the image says that they may be late.
+    pub(crate) eager: bool,
     pub(crate) corrupt: bool,
 }
 
@@ -102,6 +104,7 @@ impl Meta {
                 },
             },
             prepared: false,
+            eager: false,
             corrupt: false,
         }
     }

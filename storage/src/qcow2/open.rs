@@ -80,7 +80,34 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Qcow2Image, StorageError> {
     while let Some(reference) = next.take() {
         next = chain.add(reference)?;
     }
-    Qcow2Image::new(chain.image(), options)
+    Ok(Qcow2Image::new(chain.image()))
+}
+
+/// Opens an image that a store holds.
+pub(crate) fn open_over(
+    store: Arc<dyn BlockImage>,
+    options: &Qcow2Options,
+    read_only: bool,
+) -> Result<Qcow2Image, StorageError> {
+    let options = OpenOptions {
+        read_only,
+        qcow2: Qcow2Options {
+            // There is no folder in which other files could be.
+            backing: Backing::Refused,
+            ..options.clone()
+        },
+        ..OpenOptions::qcow2("the store")
+    };
+    let mut chain = Chain {
+        options: &options,
+        tree: PathBuf::new(),
+        seen: HashSet::new(),
+        layers: Vec::new(),
+        leaf: None,
+        stores: vec![store],
+    };
+    chain.layer(&options.path, 0, read_only)?;
+    Ok(Qcow2Image::new(chain.image()))
 }
 
 /// The next file of a chain.
@@ -150,17 +177,21 @@ impl<'a> Chain<'a> {
                 format!("the chain has more than {MAX_LAYERS} backing files"),
             ));
         }
-        let top = self.layers.is_empty();
-        let read_only = self.options.read_only || !top;
+        let read_only = self.options.read_only || !self.layers.is_empty();
         let file = self.store(path, read_only)?;
-        let store = self.stores[usize::from(file)].clone();
         if reference.format == Format::Raw {
             self.leaf = Some(Leaf {
                 store: file,
-                len: store.capabilities().len,
+                len: self.stores[usize::from(file)].capabilities().len,
             });
             return Ok(None);
         }
+        self.layer(path, file, read_only)
+    }
+
+    /// Takes a store for a qcow2 file; answers its backing file.
+    fn layer(&mut self, path: &Path, file: u16, read_only: bool) -> Result<Option<Reference>, StorageError> {
+        let store = self.stores[usize::from(file)].clone();
         let header = read_header(path, &store)?;
         if !read_only && header.incompatible & incompatible::CORRUPT != 0 && !self.options.qcow2.corrupt {
             return Err(refused(
@@ -193,7 +224,7 @@ impl<'a> Chain<'a> {
             capabilities.growable,
         );
         self.layers.push(Layer {
-            path: path.clone(),
+            path: path.to_owned(),
             geometry,
             file,
             data,

@@ -146,6 +146,19 @@ impl Cx {
         }
     }
 
+    /// Brings everything to disk, late refcounts too, and makes free what was let go.
+    pub(crate) async fn settle(&self) -> Done<()> {
+        self.image.top().meta().eager = true;
+        self.sync().await?;
+        while self.image.top().meta().guards.has_ripe() {
+            self.reap().await;
+        }
+        if self.image.top().meta().pages.is_dirty() {
+            self.sync().await?;
+        }
+        Ok(())
+    }
+
     /// Brings everything to disk and leaves the image as one that nobody uses. The last thing done to it.
     pub(crate) async fn finish(&self) -> Done<()> {
         {
@@ -154,19 +167,8 @@ impl Cx {
                 return Ok(());
             }
         }
-        // The first makes what was let go free, the second writes that down.
-        self.sync().await?;
-        while self.image.top().meta().guards.has_ripe() {
-            self.reap().await;
-        }
+        self.settle().await?;
         let lazy = self.image.top().meta().header.incompatible & incompatible::DIRTY != 0;
-        if lazy {
-            // Refcounts were left out so far.
-            self.image.top().meta().header.incompatible &= !incompatible::DIRTY;
-        }
-        if self.image.top().meta().pages.is_dirty() {
-            self.sync().await?;
-        }
         if lazy {
             self.write_header(|header| header.incompatible &= !incompatible::DIRTY)
                 .await?;

@@ -9,7 +9,7 @@ impl Cx {
     /// Changes the length of the disk.
     pub(crate) async fn resize(self, size: u64) -> Done<()> {
         self.prepare().await?;
-        self.sync().await?;
+        self.settle().await?;
         let (old, snapshots) = {
             let header = &self.image.top().meta().header;
             (header.size, header.snapshots)
@@ -123,7 +123,7 @@ impl Cx {
     /// Names another backing file in the header, or none. What the clusters hold does not change.
     pub(crate) async fn set_backing(self, backing: Option<(String, &'static str)>) -> Done<()> {
         self.prepare().await?;
-        self.sync().await?;
+        self.settle().await?;
         let mut header = self.image.top().meta().header.clone();
         header.backing = backing.as_ref().map(|(name, _)| name.clone());
         let format = backing.map(|(_, format)| format.as_bytes().to_vec());

@@ -213,7 +213,7 @@ impl Cx {
     pub(crate) async fn snapshot_create(self, name: String, seconds: u32, nanoseconds: u32) -> Done<()> {
         self.may_have_snapshots()?;
         self.prepare().await?;
-        self.sync().await?;
+        self.settle().await?;
         let (mut snapshots, old_bytes) = self.snapshot_table().await?;
         if name.len() > 1023 || snapshots.len() >= 65535 {
             return Err(invalid(
@@ -252,7 +252,7 @@ impl Cx {
     /// Deletes a snapshot.
     pub(crate) async fn snapshot_delete(self, wanted: String) -> Done<()> {
         self.prepare().await?;
-        self.sync().await?;
+        self.settle().await?;
         let (mut snapshots, old_bytes) = self.snapshot_table().await?;
         let gone = snapshots.remove(Self::find(&snapshots, &wanted)?);
         self.replace_table(&snapshots, old_bytes, |_| {}).await?;
@@ -264,7 +264,7 @@ impl Cx {
     /// Makes the disk what it was when a snapshot was made.
     pub(crate) async fn snapshot_apply(self, wanted: String) -> Done<()> {
         self.prepare().await?;
-        self.sync().await?;
+        self.settle().await?;
         let (snapshots, _) = self.snapshot_table().await?;
         let chosen = snapshots
             .into_iter()

@@ -74,7 +74,7 @@ impl Cx {
     async fn sync_round(&self) -> Done<()> {
         let (copies, freed) = {
             let mut meta = self.image.top().meta();
-            let lazy = meta.header.incompatible & incompatible::DIRTY != 0;
+            let lazy = meta.header.incompatible & incompatible::DIRTY != 0 && !meta.eager;
             (meta.pages.take_dirty(lazy), std::mem::take(&mut meta.freed))
         };
         let result = self.write_out(&copies).await;
