@@ -12,15 +12,6 @@ fn check(result: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// A new non-blocking eventfd.
-pub(crate) fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: eventfd takes no pointers.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-    check(fd)?;
-    // SAFETY: the kernel has just made the descriptor, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// Logical block size of a block device in bytes.
 pub(crate) fn logical_block_size(file: &File) -> io::Result<u32> {
     let mut size: libc::c_int = 0;

@@ -1,11 +1,11 @@
 //! Tests that need several crates at once.
 //!
-//! Owns: what the crash tests share with the daemon that they kill, besides the tests in `tests/`. Must not know: what a crate
+//! Owns: what the crash tests share with the daemon that they kill, the judges and the store of the image tests, besides the
+//! tests in `tests/`. Must not know: what a crate
 //! keeps to itself.
 
 mod crash;
+pub mod qemu_img;
+pub mod recorder;
 
 pub use crash::{CrashStep, die_with_parent, kill_self, signal};
-//! Owns: nothing but the tests in `tests/`. Must not know: what a crate keeps to itself.
-
-pub mod qemu_img;

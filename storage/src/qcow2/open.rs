@@ -27,7 +27,8 @@ pub enum Backing {
     Refused,
     /// Files in the folder of the image, and below it.
     Tree,
-    /// As [`Tree`](Self::Tree), and these files, and files in these folders and below them.
+    /// As [`Tree`](Self::Tree), and these files, and files in these folders and below them, and what URIs that begin like
+    /// these stand for.
     Within(Vec<PathBuf>),
     /// Any file. For tools whose user named the image and trusts it.
     Any,
@@ -291,6 +292,14 @@ impl<'a> Chain<'a> {
             Backing::Tree | Backing::Any => &[][..],
             Backing::Within(folders) => folders,
         };
+        let named = |place: &PathBuf| {
+            place
+                .to_str()
+                .is_some_and(|place| is_uri(Path::new(place)) && name.starts_with(place))
+        };
+        if is_uri(Path::new(name)) && folders.iter().any(named) {
+            return Ok(PathBuf::from(name));
+        }
         let protocol = name.split('/').next().unwrap_or_default().contains(':');
         if protocol || name.is_empty() || name.contains('\0') {
             return Err(deny(
@@ -315,8 +324,16 @@ impl<'a> Chain<'a> {
     }
 }
 
+/// True for what is no file's name, but says how to get somewhere else.
+fn is_uri(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| path.contains("://"))
+}
+
 /// The folder that a file is in, with all links followed.
 fn folder(path: &Path) -> std::io::Result<PathBuf> {
+    if is_uri(path) {
+        return Ok(PathBuf::from("/nowhere"));
+    }
     let real = path.canonicalize()?;
     Ok(real.parent().unwrap_or(Path::new("/")).to_owned())
 }
