@@ -213,44 +213,10 @@ impl Cx {
     async fn rebuild(&self, counts: &Counts) -> Done<()> {
         let geometry = *self.geometry();
         let per_block = geometry.refs_per_block();
-        // The counts hold the old refcount structure too; it stays as a leak until the leaks are freed below.
-        let start = counts
-            .end()
-            .max(self.image.top().meta().space.fresh.min(1 << 48))
-            .next_multiple_of(per_block);
-        let mut indices: Vec<u64> = counts
-            .pieces()
-            .into_iter()
-            .map(|piece| piece * PIECE / per_block)
-            .collect();
-        if per_block < PIECE {
-            indices = counts
-                .pieces()
-                .into_iter()
-                .flat_map(|piece| piece * PIECE / per_block..=(piece * PIECE + PIECE - 1) / per_block)
-                .collect();
-        }
-        indices.sort_unstable();
-        indices.dedup();
-        indices.retain(|index| index * per_block < start);
-        let (mut table, mut extra) = (1, 1);
-        loop {
-            let needed_table = ((start / per_block + extra) * 8).div_ceil(geometry.cluster());
-            let needed_extra = (table + indices.len() as u64 + extra).div_ceil(per_block);
-            if (needed_table, needed_extra) == (table, extra) {
-                break;
-            }
-            (table, extra) = (needed_table.max(table), needed_extra.max(extra));
-        }
-        if table * geometry.cluster() > 8 << 20 {
-            return Err(Box::new(StorageError::Unsupported(
-                "a repair of a file of that length",
-            )));
-        }
-        let total = table + indices.len() as u64 + extra;
-        let mut words = vec![0u64; (table * geometry.cluster() / 8) as usize];
-        let mut place = start + table;
-        for index in &indices {
+        let plan = self.plan_rebuild(counts)?;
+        let mut words = vec![0u64; (plan.table * geometry.cluster() / 8) as usize];
+        let mut place = plan.start + plan.table;
+        for index in &plan.indices {
             let mut block = vec![0; geometry.cluster() as usize];
             for cluster in 0..per_block {
                 let count = u64::from(counts.get(index * per_block + cluster)).min(geometry.max_refcount());
@@ -262,30 +228,81 @@ impl Cx {
             }
             place += 1;
         }
-        let block = super::layout::refcounts(&geometry, total, extra);
+        let block = super::layout::refcounts(&geometry, plan.total(), plan.extra);
         self.put_bytes(place << geometry.cluster_bits, &block).await?;
-        for index in 0..extra {
-            if let Some(word) = words.get_mut((start / per_block + index) as usize) {
+        for index in 0..plan.extra {
+            if let Some(word) = words.get_mut((plan.start / per_block + index) as usize) {
                 *word = (place + index) << geometry.cluster_bits;
             }
         }
-        self.put_words(start << geometry.cluster_bits, &words).await?;
+        let offset = plan.start << geometry.cluster_bits;
+        self.put_words(offset, &words).await?;
         self.flush_stores().await?;
         self.write_header(|header| {
-            header.reftable_offset = start << geometry.cluster_bits;
-            header.reftable_clusters = table as u32;
+            header.reftable_offset = offset;
+            header.reftable_clusters = plan.table as u32;
         })
         .await?;
         {
             let mut meta = self.image.top().meta();
             if meta.space.fresh != u64::MAX {
-                meta.space.fresh = meta.space.fresh.max(start + total);
+                meta.space.fresh = meta.space.fresh.max(plan.start + plan.total());
             }
             meta.space.next = 0;
             meta.pages.forget_all_clean();
         }
         let found = self.checked().await?;
         self.free_leaks(&found).await
+    }
+
+    /// Where new refcounts go. The counts hold the old ones' own clusters too; these stay as leaks for now.
+    fn plan_rebuild(&self, counts: &Counts) -> Done<Rebuild> {
+        let geometry = *self.geometry();
+        let per_block = geometry.refs_per_block();
+        let fresh = self.image.top().meta().space.fresh.min(1 << 48);
+        let start = counts.end().max(fresh).next_multiple_of(per_block);
+        let mut indices: Vec<u64> = counts
+            .pieces()
+            .into_iter()
+            .flat_map(|piece| piece * PIECE / per_block..=(piece * PIECE + PIECE - 1) / per_block)
+            .filter(|index| index * per_block < start)
+            .collect();
+        indices.dedup();
+        let mut plan = Rebuild {
+            start,
+            indices,
+            table: 1,
+            extra: 1,
+        };
+        loop {
+            let table = ((start / per_block + plan.extra) * 8).div_ceil(geometry.cluster());
+            let extra = plan.total().div_ceil(per_block);
+            if table <= plan.table && extra <= plan.extra {
+                break;
+            }
+            plan.table = plan.table.max(table);
+            plan.extra = plan.extra.max(extra);
+        }
+        if plan.table * geometry.cluster() > 8 << 20 {
+            return Err(Box::new(StorageError::Unsupported(
+                "a repair of a file of that length",
+            )));
+        }
+        Ok(plan)
+    }
+}
+
+/// New refcounts: a table, blocks for what is in use, and blocks for these themselves. In clusters.
+struct Rebuild {
+    start: u64,
+    indices: Vec<u64>,
+    table: u64,
+    extra: u64,
+}
+
+impl Rebuild {
+    fn total(&self) -> u64 {
+        self.table + self.indices.len() as u64 + self.extra
     }
 }
 

@@ -175,7 +175,7 @@ impl Header {
         self.autoclear = short(be64(bytes, 88))?;
         self.refcount_order = short(be32(bytes, 96))?;
         let length = short(be32(bytes, 100))? as usize;
-        if length < V3_BYTES || length % 8 != 0 || length > 1 << self.cluster_bits {
+        if length < V3_BYTES || !length.is_multiple_of(8) || length > 1 << self.cluster_bits {
             return Err(format!("its header length of {length} bytes is not possible"));
         }
         self.length = length;

@@ -123,7 +123,7 @@ impl Qcow2Image {
     /// Changes the length of the disk, to whole blocks of 512 bytes. What it loses by that is lost. Open it again
     /// afterwards.
     pub fn resize(&self, size: u64, preallocation: Preallocation) -> Result<(), StorageError> {
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err(StorageError::Invalid(
                 "the length of a disk is a multiple of 512 bytes",
             ));
