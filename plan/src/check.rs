@@ -79,9 +79,11 @@ impl DiskPlan {
         self.check_storage()?;
         let has_path = !self.path.as_os_str().is_empty();
         match (self.format, has_path, self.size) {
-            (DiskFormat::Raw, true, None) | (DiskFormat::Null, false, Some(_)) => {}
-            (DiskFormat::Raw, false, _) => return Err("path: none given".into()),
-            (DiskFormat::Raw, true, Some(_)) => return Err("size: the file has its own".into()),
+            (DiskFormat::Raw | DiskFormat::Qcow2, true, None) | (DiskFormat::Null, false, Some(_)) => {}
+            (DiskFormat::Raw | DiskFormat::Qcow2, false, _) => return Err("path: none given".into()),
+            (DiskFormat::Raw | DiskFormat::Qcow2, true, Some(_)) => {
+                return Err("size: the file has its own".into());
+            }
             (DiskFormat::Null, ..) => return Err("format=null: give size=, and no path".into()),
         }
         if let Some(size) = self.block_size.filter(|size| ![512, 4096].contains(size)) {

@@ -32,6 +32,8 @@ pub enum RingChoice {
 pub enum DiskFormat {
     /// The bytes of the file are the bytes of the disk.
     Raw,
+    /// QEMU's qcow2, versions 2 and 3.
+    Qcow2,
     /// No file: writes vanish, reads leave the buffers as they are. For measuring.
     Null,
 }
@@ -59,6 +61,12 @@ pub struct DiskPlan {
     /// How large a disk without a file is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<MemorySize>,
+    /// A qcow2 image may name backing and data files, in its folder and below it; otherwise one that does is refused.
+    #[serde(default)]
+    pub backing: bool,
+    /// Memory for the tables of a qcow2 image, for each file of a chain; 1M if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_size: Option<MemorySize>,
     /// The guest may not write.
     #[serde(default, alias = "read-only")]
     pub readonly: bool,

@@ -16,20 +16,19 @@ pub struct QemuImg {
 impl QemuImg {
     /// QEMU 10, then 7.2, as far as they can be had; says so if not.
     pub fn all() -> Vec<Self> {
-        let sources: [(&'static str, fn() -> Result<Tree>); 2] = [
-            ("10", treaty_lab::peers::trixie),
-            ("7.2", treaty_lab::peers::bookworm),
-        ];
-        sources
-            .into_iter()
-            .filter_map(|(version, tree)| match tree() {
-                Ok(tree) => Some(Self { version, tree }),
-                Err(error) => {
-                    println!("SKIPPED: qemu-img {version}: {error:#}");
-                    None
-                }
-            })
-            .collect()
+        [
+            ("10", treaty_lab::peers::trixie()),
+            ("7.2", treaty_lab::peers::bookworm()),
+        ]
+        .into_iter()
+        .filter_map(|(version, tree)| match tree {
+            Ok(tree) => Some(Self { version, tree }),
+            Err(error) => {
+                println!("SKIPPED: qemu-img {version}: {error:#}");
+                None
+            }
+        })
+        .collect()
     }
 
     /// Runs one of the tools and gives its output whatever it is.

@@ -226,11 +226,10 @@ impl Platter {
 
 /// Looks at an image after a cut.
 fn inspect(bytes: Vec<u8>, allowed: &Allowed, options: &Qcow2Options) -> Result<()> {
-    let store = Arc::new(Recorder::silent(bytes));
+    let store = Arc::new(Recorder::silent(bytes.clone()));
     let image = Arc::new(Qcow2Image::over(store, options, true)?);
     let dirty = image.info()?.dirty;
     let report = image.check(None)?;
-    // Late refcounts are counted anew when the image is opened.
     ensure!(dirty || report.corruptions == 0, "{:?}", report.told);
     ensure!(
         report.told.iter().all(|text| text.contains("refcount")),
@@ -247,6 +246,32 @@ fn inspect(bytes: Vec<u8>, allowed: &Allowed, options: &Qcow2Options) -> Result<
         let fine = known.map_or(stamp == 0, |stamps| stamps.contains(&stamp));
         ensure!(fine, "sector {sector} has stamp {stamp}, not one of {known:?}");
     }
+    drop(blocking);
+    if dirty {
+        reopened(bytes, options, &disk)
+    } else {
+        Ok(())
+    }
+}
+
+/// Late refcounts are counted anew when somebody wants to write.
+fn reopened(bytes: Vec<u8>, options: &Qcow2Options, disk: &[u8]) -> Result<()> {
+    let image = Arc::new(Qcow2Image::over(
+        Arc::new(Recorder::silent(bytes)),
+        options,
+        false,
+    )?);
+    let mut blocking = Blocking::new(image.clone())?;
+    let mut found = vec![0; disk.len()];
+    blocking.write_at(0, disk)?;
+    blocking.read_at(0, &mut found)?;
+    ensure!(found == disk, "a repair changed the disk");
+    drop(blocking);
+    let report = image.check(None)?;
+    ensure!(
+        report.corruptions == 0 && report.leaks == 0,
+        "after a repair: {report:?}"
+    );
     Ok(())
 }
 

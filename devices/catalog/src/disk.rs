@@ -6,6 +6,7 @@ use treaty_device_blk::{Blk, BlkConfig, Serial};
 use treaty_http::HttpStore;
 use treaty_nbd::{Export, NbdStore};
 use treaty_plan::{CacheChoice, DiskFormat, DiskPlan, LockChoice, OnError, ThrottlePlan};
+use treaty_storage::qcow2::{Backing, Qcow2Options};
 use treaty_storage::{
     BlockImage, CacheMode, Format, LockTime, NullImage, OpenOptions, Rate, ReadAhead, StopHandle, StopImage,
     StorageError, Stores, Throttle, ThrottleCounts, ThrottleGroup, ThrottleLimits,
@@ -164,9 +165,23 @@ fn cache_mode(plan: &DiskPlan) -> CacheMode {
     }
 }
 
+fn qcow2(plan: &DiskPlan) -> Qcow2Options {
+    let usual = Qcow2Options::default();
+    Qcow2Options {
+        backing: if plan.backing {
+            Backing::Tree
+        } else {
+            Backing::Refused
+        },
+        cache_bytes: plan.cache_size.map_or(usual.cache_bytes, |size| size.bytes()),
+        ..usual
+    }
+}
+
 fn open(plan: &DiskPlan, stores: &Stores) -> Result<Arc<dyn BlockImage>, StorageError> {
     let format = match plan.format {
         DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
         DiskFormat::Null => {
             let blocks = plan.size.map_or(0, |size| size.bytes() / 512);
             return Ok(Arc::new(NullImage::new(
@@ -183,6 +198,7 @@ fn open(plan: &DiskPlan, stores: &Stores) -> Result<Arc<dyn BlockImage>, Storage
             LockChoice::Running => LockTime::Running,
         },
         stores: stores.clone(),
+        qcow2: qcow2(plan),
         ..OpenOptions::raw(PathBuf::from(&plan.path))
     })
 }

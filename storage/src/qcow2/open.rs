@@ -3,6 +3,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use super::check::Repair;
 use super::geometry::Geometry;
 use super::header::{Header, extension, incompatible};
 use super::image::{Image, Layer, Leaf};
@@ -81,7 +82,26 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Qcow2Image, StorageError> {
     while let Some(reference) = next.take() {
         next = chain.add(reference)?;
     }
-    Ok(Qcow2Image::new(chain.image()))
+    opened(chain)
+}
+
+/// An open chain, ready for use: refcounts that were not written when it was used last are counted.
+fn opened(chain: Chain<'_>) -> Result<Qcow2Image, StorageError> {
+    let (writable, to_repair) = (!chain.options.read_only, chain.options.qcow2.corrupt);
+    let path = chain.options.path.clone();
+    let image = Qcow2Image::new(chain.image());
+    let dirty = image.0.image.top().meta().header.incompatible & incompatible::DIRTY != 0;
+    if dirty && writable && !to_repair {
+        tracing::info!(image = %path.display(), "it was not closed properly: its refcounts are counted anew");
+        let report = image.check(Some(Repair::All))?;
+        if report.corruptions > 0 {
+            return Err(refused(
+                &path,
+                "it was not closed properly, and its refcounts could not be counted anew",
+            ));
+        }
+    }
+    Ok(image)
 }
 
 /// Opens an image that a store holds.
@@ -108,7 +128,7 @@ pub(crate) fn open_over(
         stores: vec![store],
     };
     chain.layer(&options.path, 0, read_only)?;
-    Ok(Qcow2Image::new(chain.image()))
+    opened(chain)
 }
 
 /// The next file of a chain.
