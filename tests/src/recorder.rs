@@ -128,8 +128,34 @@ struct RecorderQueue {
     waiting: Vec<(usize, Request)>,
 }
 
-/// The bytes that a request writes, and where.
-fn written(request: &Request) -> Option<(u64, Vec<u8>)> {
+/// No store gets longer, in bytes.
+const MAX_LEN: u64 = 64 << 20;
+
+fn full(request: Request) -> Finished {
+    Finished {
+        tag: request.tag,
+        result: Err(Box::new(StorageError::Host {
+            action: "write".to_owned(),
+            source: std::io::Error::from_raw_os_error(28),
+        })),
+        buffers: request.buffers,
+    }
+}
+
+/// The bytes that a request writes, and where. An error if the store would get longer than `limit`.
+fn written(request: &Request, limit: u64) -> Result<Option<(u64, Vec<u8>)>, ()> {
+    let (offset, len) = match request.kind {
+        RequestKind::Write { offset, .. } => (offset, request.buffers.len() as u64),
+        RequestKind::WriteZeroes { offset, len, .. } | RequestKind::Discard { offset, len } => (offset, len),
+        RequestKind::Read { .. } | RequestKind::Flush => return Ok(None),
+    };
+    if offset.saturating_add(len) > limit {
+        return Err(());
+    }
+    Ok(change(request))
+}
+
+fn change(request: &Request) -> Option<(u64, Vec<u8>)> {
     match request.kind {
         RequestKind::Write { offset, .. } => {
             let mut bytes = vec![0; request.buffers.len()];
@@ -145,6 +171,9 @@ fn written(request: &Request) -> Option<(u64, Vec<u8>)> {
 
 impl RecorderQueue {
     fn end(&mut self, id: usize, request: Request) -> Finished {
+        if written(&request, MAX_LEN).is_err() {
+            return full(request);
+        }
         let Request {
             tag,
             kind,
@@ -180,7 +209,7 @@ impl BlockQueue for RecorderQueue {
         let mut tape = self.store.tape();
         tape.next += 1;
         let id = tape.next;
-        let change = written(&request);
+        let change = written(&request, MAX_LEN).unwrap_or(None);
         if let Some((offset, bytes)) = &change {
             tape.write(*offset, bytes);
         }

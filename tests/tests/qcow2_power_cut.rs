@@ -385,7 +385,7 @@ fn judged(qemu: &QemuImg, folder: &std::path::Path, bytes: &[u8]) -> Result<()> 
 fn a_cut_at_any_moment_leaks_at_worst_and_loses_nothing_that_was_flushed() {
     let qemu = QemuImg::all();
     let total = std::cell::Cell::new(0);
-    run_seeds(scale(16, 250), |seed| {
+    run_seeds(scale(8, 250), |seed| {
         let judge = qemu.get(seed as usize % qemu.len().max(1));
         match scenario(seed, scale(40, 100), judge) {
             Ok(cuts) => total.set(total.get() + cuts),

@@ -272,7 +272,7 @@ fn scenario(seed: u64, qemu: &QemuImg, rounds: u64) -> Result<()> {
 #[test]
 fn random_requests_agree_with_the_model_and_with_qemu() {
     for qemu in QemuImg::all() {
-        run_seeds(scale(24, 200), |seed| {
+        run_seeds(scale(8, 100), |seed| {
             if let Err(error) = scenario(seed, &qemu, scale(40, 100)) {
                 panic!("QEMU {}: {error:?}", qemu.version);
             }

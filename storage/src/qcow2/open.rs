@@ -172,19 +172,21 @@ impl<'a> Chain<'a> {
 
     /// Opens one file of the chain as it is.
     fn store(&mut self, path: &Path, read_only: bool) -> Result<u16, StorageError> {
+        if !is_uri(path) {
+            // Before it is opened: what we have open for writing is locked.
+            // What cannot be looked at is refused when it is opened, with better advice.
+            let about = std::fs::metadata(path).map(|about| (about.dev(), about.ino()));
+            if about.is_ok_and(|about| !self.seen.insert(about)) {
+                let reason = "it is its own backing file, directly or through others";
+                return Err(refused(path, reason));
+            }
+        }
         let store = open_store(&OpenOptions {
             path: path.to_owned(),
             format: Format::Raw,
             read_only,
             ..self.options.clone()
         })?;
-        let about = std::fs::metadata(path).map_err(|error| refused(path, error.to_string()))?;
-        if !self.seen.insert((about.dev(), about.ino())) {
-            return Err(refused(
-                path,
-                "it is its own backing file, directly or through others",
-            ));
-        }
         self.stores.push(store);
         Ok(self.stores.len() as u16 - 1)
     }
