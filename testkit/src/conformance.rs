@@ -6,7 +6,7 @@ use std::fmt;
 use treaty_memory::GuestMemory;
 use treaty_virtio_device::Features;
 use treaty_virtio_spec::feature;
-use treaty_worker::{ReactorKind, Worker};
+use treaty_worker::{Poll, Worker, WorkerOptions};
 
 use crate::memory::guest_memory;
 use crate::rig::{Rig, RigKind, all_kinds};
@@ -50,6 +50,17 @@ fn combinations() -> impl Iterator<Item = Combination> {
 /// The ring and transport bits: those that a subject does not choose.
 const RING_BITS: Features = Features(((1 << 50) - 1) & !((1 << 24) - 1));
 
+/// What the workers of the combinations do when there is nothing to do, in turn.
+const POLLS: [Poll; 3] = [Poll::Off, Poll::Adaptive { max_us: 50 }, Poll::Always];
+
+fn worker(poll: Poll) -> Worker {
+    let options = WorkerOptions {
+        poll,
+        ..WorkerOptions::default()
+    };
+    Worker::start_with("conformance", options).expect("a worker")
+}
+
 /// Runs every case on every rig of this crate. Panics at the first that fails, and says which.
 pub fn conform(subject: &mut dyn Subject) {
     for kind in all_kinds() {
@@ -59,20 +70,22 @@ pub fn conform(subject: &mut dyn Subject) {
 
 /// Runs every case on rigs of one kind.
 pub fn conform_on(kind: &dyn RigKind, subject: &mut dyn Subject) {
-    let worker = Worker::start("conformance", ReactorKind::Auto).expect("a worker");
+    let workers = POLLS.map(worker);
     let mut run = 0;
     let mut left_out: BTreeMap<&'static str, u32> = BTreeMap::new();
+    let mut in_turn = POLLS.iter().zip(&workers).cycle();
     for combination in combinations() {
+        let (poll, worker) = in_turn.next().expect("it never ends");
         for (name, case) in CASES {
             let _named = Named(format!(
-                "{} on {} with {combination}: {name}",
+                "{} on {} with {combination}, polling {poll:?}: {name}",
                 subject.name(),
                 kind.name()
             ));
             let mut bench = Bench {
                 kind,
                 subject,
-                worker: &worker,
+                worker,
                 combination,
                 memory: guest_memory(),
             };

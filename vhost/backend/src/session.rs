@@ -370,12 +370,18 @@ impl<'d> Session<'d> {
         });
         self.device.stop_queue(index as u16, reply);
         vring.running = false;
+        let mut relieved = false;
         let state = loop {
             match state.recv_timeout(RELIEF) {
                 Err(mpsc::RecvTimeoutError::Timeout) => self.vrings.iter().for_each(Vring::relieve),
                 answer => break answer,
             }
+            relieved = true;
         };
+        if relieved {
+            // Interrupts that nobody had heard yet were taken back with the rest.
+            self.vrings.iter().for_each(|vring| vring.call.remind());
+        }
         let Some(vring) = self.vrings.get_mut(index) else {
             return;
         };
