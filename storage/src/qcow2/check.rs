@@ -1,6 +1,6 @@
 //! Checks: every reference is counted and compared with the refcounts that the image has written down.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::bytes::{be32, be64};
 use super::cx::{Cx, Done};
@@ -218,22 +218,18 @@ impl Cx {
         let mut place = plan.start + plan.table;
         for index in &plan.indices {
             let mut block = vec![0; geometry.cluster() as usize];
-            for cluster in 0..per_block {
-                let count = u64::from(counts.get(index * per_block + cluster)).min(geometry.max_refcount());
-                super::layout::set_refcount(&mut block, geometry.refcount_order, cluster, count);
+            for inside in 0..per_block {
+                let cluster = index * per_block + inside;
+                let new = (plan.start..plan.end()).contains(&cluster);
+                let count = u64::from(counts.get(cluster)) + u64::from(new);
+                let count = count.min(geometry.max_refcount());
+                super::layout::set_refcount(&mut block, geometry.refcount_order, inside, count);
             }
             self.put_bytes(place << geometry.cluster_bits, &block).await?;
             if let Some(word) = words.get_mut(*index as usize) {
                 *word = place << geometry.cluster_bits;
             }
             place += 1;
-        }
-        let block = super::layout::refcounts(&geometry, plan.total(), plan.extra);
-        self.put_bytes(place << geometry.cluster_bits, &block).await?;
-        for index in 0..plan.extra {
-            if let Some(word) = words.get_mut((plan.start / per_block + index) as usize) {
-                *word = (place + index) << geometry.cluster_bits;
-            }
         }
         let offset = plan.start << geometry.cluster_bits;
         self.put_words(offset, &words).await?;
@@ -246,7 +242,7 @@ impl Cx {
         {
             let mut meta = self.image.top().meta();
             if meta.space.fresh != u64::MAX {
-                meta.space.fresh = meta.space.fresh.max(plan.start + plan.total());
+                meta.space.fresh = meta.space.fresh.max(plan.end());
             }
             meta.space.next = 0;
             meta.pages.forget_all_clean();
@@ -259,50 +255,45 @@ impl Cx {
     fn plan_rebuild(&self, counts: &Counts) -> Done<Rebuild> {
         let geometry = *self.geometry();
         let per_block = geometry.refs_per_block();
-        let fresh = self.image.top().meta().space.fresh.min(1 << 48);
-        let start = counts.end().max(fresh).next_multiple_of(per_block);
-        let mut indices: Vec<u64> = counts
-            .pieces()
-            .into_iter()
-            .flat_map(|piece| piece * PIECE / per_block..=(piece * PIECE + PIECE - 1) / per_block)
-            .filter(|index| index * per_block < start)
-            .collect();
-        indices.dedup();
+        let fresh = self.image.top().meta().space.fresh;
         let mut plan = Rebuild {
-            start,
-            indices,
+            start: counts.end().max(if fresh == u64::MAX { 0 } else { fresh }),
+            indices: BTreeSet::new(),
             table: 1,
-            extra: 1,
         };
+        for piece in counts.pieces() {
+            let regions = piece * PIECE / per_block..=(piece * PIECE + PIECE - 1) / per_block;
+            plan.indices
+                .extend(regions.filter(|index| index * per_block < plan.start));
+        }
         loop {
-            let table = ((start / per_block + plan.extra) * 8).div_ceil(geometry.cluster());
-            let extra = plan.total().div_ceil(per_block);
-            if table <= plan.table && extra <= plan.extra {
-                break;
+            let before = (plan.table, plan.indices.len());
+            plan.indices
+                .extend(plan.start / per_block..=(plan.end() - 1) / per_block);
+            let entries = plan.indices.last().map_or(1, |last| last + 1);
+            plan.table = plan.table.max((entries * 8).div_ceil(geometry.cluster()));
+            if plan.table * geometry.cluster() > 8 << 20 {
+                return Err(Box::new(StorageError::Unsupported(
+                    "a repair of a file of that length",
+                )));
             }
-            plan.table = plan.table.max(table);
-            plan.extra = plan.extra.max(extra);
+            if before == (plan.table, plan.indices.len()) {
+                return Ok(plan);
+            }
         }
-        if plan.table * geometry.cluster() > 8 << 20 {
-            return Err(Box::new(StorageError::Unsupported(
-                "a repair of a file of that length",
-            )));
-        }
-        Ok(plan)
     }
 }
 
-/// New refcounts: a table, blocks for what is in use, and blocks for these themselves. In clusters.
+/// New refcounts: a table, and blocks for what is in use and for these themselves. In clusters.
 struct Rebuild {
     start: u64,
-    indices: Vec<u64>,
+    indices: BTreeSet<u64>,
     table: u64,
-    extra: u64,
 }
 
 impl Rebuild {
-    fn total(&self) -> u64 {
-        self.table + self.indices.len() as u64 + self.extra
+    fn end(&self) -> u64 {
+        self.start + self.table + self.indices.len() as u64
     }
 }
 
