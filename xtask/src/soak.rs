@@ -24,7 +24,7 @@ struct Long {
     tests: &'static str,
 }
 
-const LONG: [Long; 5] = [
+const LONG: [Long; 9] = [
     Long {
         name: "kills",
         package: "treaty-tests",
@@ -54,6 +54,30 @@ const LONG: [Long; 5] = [
         package: "treaty-tests",
         program: "peer_libblkio",
         tests: "libblkio_on_four_queues",
+    },
+    Long {
+        name: "qcow2-options",
+        package: "treaty-tests",
+        program: "qcow2_options",
+        tests: "",
+    },
+    Long {
+        name: "qcow2-random",
+        package: "treaty-tests",
+        program: "qcow2_random",
+        tests: "",
+    },
+    Long {
+        name: "qcow2-power-cut",
+        package: "treaty-tests",
+        program: "qcow2_power_cut",
+        tests: "",
+    },
+    Long {
+        name: "qcow2-hostile",
+        package: "treaty-tests",
+        program: "qcow2_hostile",
+        tests: "",
     },
 ];
 

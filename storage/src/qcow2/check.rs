@@ -215,8 +215,7 @@ impl Cx {
         let per_block = geometry.refs_per_block();
         let plan = self.plan_rebuild(counts)?;
         let mut words = vec![0u64; (plan.table * geometry.cluster() / 8) as usize];
-        let mut place = plan.start + plan.table;
-        for index in &plan.indices {
+        for (place, index) in (plan.start + plan.table..).zip(&plan.indices) {
             let mut block = vec![0; geometry.cluster() as usize];
             for inside in 0..per_block {
                 let cluster = index * per_block + inside;
@@ -229,7 +228,6 @@ impl Cx {
             if let Some(word) = words.get_mut(*index as usize) {
                 *word = place << geometry.cluster_bits;
             }
-            place += 1;
         }
         let offset = plan.start << geometry.cluster_bits;
         self.put_words(offset, &words).await?;
