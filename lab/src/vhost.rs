@@ -34,7 +34,8 @@ pub struct VhostTest {
     /// The QEMU that the guest starts on. After some lines `GUEST: round` it moves to the next one with new daemons, and
     /// so on; after the last move it gets a line on its console.
     pub hosts: Vec<Qemu>,
-    /// Commands for QEMU's monitor: each list after further lines `GUEST: round`. The guest may reset itself.
+    /// Commands for QEMU's monitor: each list after further lines `GUEST: round`. A command's arguments follow it as JSON.
+    /// The guest may reset itself.
     pub commands: &'static [&'static [&'static str]],
     /// The guest finds fio on a disk with this serial number.
     pub fio: bool,
@@ -60,6 +61,8 @@ pub struct Served {
     pub qemu: String,
     /// QEMU looks for the daemon again when it has gone. Its generic devices cannot: they do not wait for the connection.
     pub reconnects: bool,
+    /// QEMU listens and the daemon connects.
+    pub client: bool,
     /// The daemon has a network namespace of its own, where its `tap0` gets this address and a web server listens: it has
     /// `data` (random) and `data.sum`, and `cgi-bin/sum` answers with the checksum of what is posted to it.
     pub address: Option<&'static str>,
@@ -109,7 +112,8 @@ impl VhostTest {
             machine.wait_for_rounds()?;
             let mut monitor = Qmp::connect(&machine.monitor(dir))?;
             for command in *commands {
-                monitor.run(command, json!({}))?;
+                let (name, arguments) = command.split_once(' ').unwrap_or((command, "{}"));
+                monitor.run(name, serde_json::from_str(arguments)?)?;
             }
         }
         if self.hosts.len() > 1 {
@@ -177,7 +181,7 @@ impl VhostTest {
         if !self.commands.is_empty() {
             command.args(["-action", "reboot=reset"]);
         }
-        command.args(["-accel", "tcg,thread=multi", "-m", "256"]);
+        command.args(["-accel", "tcg,thread=multi", "-m", "256,slots=1,maxmem=1G"]);
         command.args(["-object", "memory-backend-memfd,id=m,size=256M,share=on"]);
         // A machine that may move has the same parts everywhere.
         let old = self.hosts.contains(&Qemu::V7_2);
@@ -195,6 +199,7 @@ impl VhostTest {
         for device in &self.devices {
             let (name, socket) = (device.name, comma_safe(&socket(dir, device, number)));
             let again = match version {
+                _ if device.client => ",server=on",
                 _ if !device.reconnects => "",
                 Qemu::V7_2 => ",reconnect=1",
                 Qemu::V10 => ",reconnect-ms=100",
@@ -334,13 +339,20 @@ impl Daemon {
         serve.args(arguments.split_whitespace());
         let socket = socket(dir, device, number);
         serve.arg("--socket").arg(&socket);
+        if device.client {
+            serve.arg("--client");
+        }
         let mut command = qemu::dying_with_parent(&serve);
         let log = File::options()
             .create(true)
             .append(true)
             .open(dir.join("treaty.log"))?;
         command.stdout(Stdio::null()).stderr(log);
-        let running = spawn(&mut command, &socket)?;
+        let running = if device.client {
+            Running(command.spawn().context("cannot start treaty serve")?)
+        } else {
+            spawn(&mut command, &socket)?
+        };
         let pid = running.0.id();
         let serve = |address| web::server(cache, dir, pid, address);
         let web_server = device.address.map(serve).transpose()?;

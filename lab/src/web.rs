@@ -4,12 +4,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::cache::Cache;
 use crate::{exec, qemu};
 
+/// A daemon that connects to QEMU is not waited for.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of what it serves.
 const DATA: usize = 4 << 20;
 
@@ -55,6 +58,12 @@ pub fn server(cache: &Cache, dir: &Path, pid: u32, address: &str) -> Result<Chil
         command.arg(&busybox);
         command
     };
+    let interface = || exec::run(there().args(["ip", "link", "show", "tap0"])).is_ok();
+    let deadline = Instant::now() + LIMIT;
+    while !interface() {
+        ensure!(Instant::now() < deadline, "the daemon makes no tap");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     exec::run(there().args(["ip", "addr", "add", &format!("{address}/24"), "dev", "tap0"]))?;
     exec::run(there().args(["ip", "link", "set", "tap0", "up"]))?;
     let mut server = there();

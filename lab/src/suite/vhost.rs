@@ -48,7 +48,10 @@ pub fn tests() -> Vec<VhostTest> {
             )
         },
         VhostTest {
-            commands: &[&["stop", "cont"], &["stop", "cont", "system_reset"]],
+            commands: &[
+                &["stop", "cont", MORE_MEMORY, MORE_DIMM],
+                &["stop", "cont", "system_reset"],
+            ],
             ..test(
                 "vhost-blk-resets",
                 vec![disk("disk0", 2, "", ",packed=on"), rng()],
@@ -61,6 +64,11 @@ pub fn tests() -> Vec<VhostTest> {
 
 /// QEMU 7.2 without KVM ends by SIGSEGV when a guest unmasks an MSI-X vector of a vhost-user network card.
 const WITHOUT_MSIX: &str = ",vectors=0";
+
+/// Memory that the guest gets while its rings run.
+const MORE_MEMORY: &str =
+    r#"object-add {"qom-type": "memory-backend-memfd", "id": "more", "size": 134217728, "share": true}"#;
+const MORE_DIMM: &str = r#"device_add {"driver": "pc-dimm", "id": "dimm", "memdev": "more"}"#;
 
 /// A guest at work that moves twice, with split and packed rings.
 fn migration() -> VhostTest {
@@ -96,6 +104,9 @@ fn all_devices(first: &str, second: &str, cards: &str) -> Vec<Served> {
         tap("net1", "10.9.1.1", &format!(",mq=on{second}{cards}")),
         rng(),
     ];
+    if let Some(card) = devices.iter_mut().find(|device| device.name == "net1") {
+        card.client = true;
+    }
     for device in &mut devices {
         device.qemu = device
             .qemu
@@ -111,6 +122,7 @@ fn rng() -> Served {
         qemu: "-device vhost-user-rng-pci,chardev=rng".into(),
         reconnects: false,
         address: None,
+        client: false,
     }
 }
 
@@ -122,6 +134,7 @@ fn disk(name: &'static str, queues: u16, plan: &str, more: &str) -> Served {
         qemu: format!("-device vhost-user-blk-pci,chardev={name},num-queues={queues}{more}"),
         reconnects: true,
         address: None,
+        client: false,
     }
 }
 
@@ -135,5 +148,6 @@ fn card(name: &'static str, serve: &str, more: &str) -> Served {
         ),
         reconnects: true,
         address: None,
+        client: false,
     }
 }
