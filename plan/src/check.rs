@@ -180,6 +180,13 @@ mod tests {
         assert!(refused(|plan| plan.cpus = 33).starts_with("cpus:"));
         assert!(refused(|plan| plan.memory = MemorySize::mib(513)).starts_with("memory:"));
         assert!(refused(|plan| plan.cmdline = "x".repeat(5000)).starts_with("cmdline:"));
+        for other in [
+            "path=d,format=qcow2,lock=running",
+            "path=nbd://h/d,format=raw,lock=running",
+        ] {
+            let disk = from_flag(other, None).unwrap();
+            assert!(refused(|plan| plan.disks.push(disk)).starts_with("disk 0: lock: running"));
+        }
         let two = "user,tap=t0";
         assert!(
             refused(|plan| plan.nets.push(from_flag(two, None).unwrap()))

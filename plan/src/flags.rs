@@ -145,7 +145,7 @@ mod tests {
             error("path=x,format=raw,colour=red").contains("unknown field `colour`, expected one of `path`")
         );
         assert!(error("path=x").contains("missing field `format`"));
-        assert!(error("path=x,format=qcow3").contains("expected `raw`"));
+        assert!(error("path=x,format=qcow3").contains("expected one of `raw`"));
         assert!(error("path=x,format=raw,queues=70000").contains("at most 65535"));
         assert!(error("path=x,path=y,format=raw").contains("path is given twice"));
         assert!(error("path,format=raw").contains("path needs a value"));

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::DiskPlan;
+use crate::{DiskFormat, DiskPlan, LockChoice};
 
 const MAX_READ_AHEAD: u64 = 16 << 20;
 
@@ -132,6 +132,11 @@ impl DiskPlan {
         use CacheChoice::{Directsync, None as Direct};
         if self.direct && !matches!(self.cache, None | Some(Direct | Directsync)) {
             return Err("direct: that is cache=none; give one of them".into());
+        }
+        // Whatever else keeps tables in memory, which two programs that have it open would disagree on.
+        let is_file = self.format == DiskFormat::Raw && !self.path.to_string_lossy().contains("://");
+        if self.lock == LockChoice::Running && !is_file {
+            return Err("lock: running is for raw files and block devices".into());
         }
         if let Some(Amount(bytes)) = self.read_ahead {
             if !self.readonly {
