@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds the fuzz targets and runs each for a number of inputs (200000, and a hundredth of that where an input is a connection),
+# Builds the fuzz targets and runs each for a number of inputs (200000, and a hundredth of that where an input is a
+# connection or an image),
 # from a fixed seed: fuzz/run.sh [RUNS]
 #
 # Needs a nightly toolchain and a C++ compiler (libFuzzer is C++); without them it says so and succeeds. No cargo-fuzz.
@@ -21,9 +22,10 @@ coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 RUSTFLAGS="$coverage -Zsanitizer=address --cfg fuzzing -Ccodegen-units=1" \
     cargo +nightly build --quiet --release --locked --target x86_64-unknown-linux-gnu
 mkdir -p artifacts
-for target in ring_hostile_driver ring_hostile_device vhost_hostile_frontend vhost_hostile_backend; do
+for target in ring_hostile_driver ring_hostile_device vhost_hostile_frontend vhost_hostile_backend \
+    qcow2_hostile; do
     case $target in
-    vhost_*) count=$((runs / 100)) ;;
+    vhost_* | qcow2_*) count=$((runs / 100)) ;;
     *) count=$runs ;;
     esac
     echo "fuzz: $target, $count inputs"

@@ -404,3 +404,68 @@ fn an_open_image_is_locked_for_qemu_and_one_of_qemu_for_us() {
     drop(image);
     assert!(open(&options(&path)).is_ok());
 }
+
+#[test]
+fn bitmaps_that_follow_writes_are_kept_and_marked() {
+    for qemu in QemuImg::all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let text = path.display().to_string();
+        qemu.img(&["create", "-q", "-f", "qcow2", &text, "5M"]).unwrap();
+        qemu.img(&["bitmap", "--add", &text, "follows"]).unwrap();
+        qemu.img(&["bitmap", "--add", "--disable", &text, "stands"])
+            .unwrap();
+        // Reading changes nothing.
+        read_all(&path).unwrap();
+        assert!(!qemu.img(&["info", &text]).unwrap().contains("in-use"));
+        let mut image = blocking(&path).unwrap();
+        image.write_at(0, &[1; 512]).unwrap();
+        drop(image);
+        qemu.check(&path).unwrap();
+        let about = qemu.img(&["info", &text]).unwrap();
+        assert_eq!(about.matches("in-use").count(), 1, "{about}");
+        assert!(about.contains("follows") && about.contains("stands"), "{about}");
+        let image = Qcow2Image::open(&options(&path)).unwrap();
+        let report = image.check(None).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.told);
+        assert_eq!(image.info().unwrap().bitmaps, 2);
+    }
+}
+
+#[test]
+fn a_map_says_where_the_data_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, path) = (folder.path().join("base"), folder.path().join("disk"));
+    Qcow2Image::create(&CreateOptions::new(&base, Some(SIZE))).unwrap();
+    blocking(&base).unwrap().write_at(1 << 20, &[1; 65536]).unwrap();
+    Qcow2Image::create(&CreateOptions {
+        backing: Some(("base".to_owned(), treaty_storage::Format::Qcow2)),
+        ..CreateOptions::new(&path, None)
+    })
+    .unwrap();
+    let mut image = blocking(&path).unwrap();
+    image.write_at(0, &[2; 65536]).unwrap();
+    image.write_zeroes(2 << 20, 65536, true).unwrap();
+    let map = image.image().map(0, SIZE).unwrap();
+    let found: Vec<_> = map
+        .iter()
+        .map(|extent| {
+            (
+                extent.offset,
+                extent.len,
+                extent.data,
+                extent.allocated,
+                extent.depth,
+            )
+        })
+        .collect();
+    let expected = [
+        (0, 65536, true, true, 0),
+        (65536, (1 << 20) - 65536, false, false, 0),
+        (1 << 20, 65536, true, true, 1),
+        ((1 << 20) + 65536, (1 << 20) - 65536, false, false, 0),
+        (2 << 20, 65536, false, true, 0),
+        ((2 << 20) + 65536, SIZE - (2 << 20) - 65536, false, false, 0),
+    ];
+    assert_eq!(found, expected);
+}

@@ -279,3 +279,100 @@ fn random_requests_agree_with_the_model_and_with_qemu() {
         });
     }
 }
+
+/// Sectors of one thread: all of them share clusters with those of the others.
+fn own_sectors(thread: u64, threads: u64, random: &mut Random, sectors: u64) -> u64 {
+    random.below(sectors / threads) * threads + thread
+}
+
+/// One of several users of an image, with a queue of its own. Answers what its sectors should hold.
+fn user(image: Arc<Qcow2Image>, seed: u64, thread: u64, threads: u64) -> Result<Vec<(u64, u8)>> {
+    let mut random = Random::new(seed * 31 + thread);
+    let mut blocking = Blocking::new(image)?;
+    let sectors = blocking.capabilities().len / SECTOR;
+    let mut known = std::collections::HashMap::new();
+    for round in 0..150 {
+        let mut taken = Vec::new();
+        for tag in 0..8 {
+            let sector = own_sectors(thread, threads, &mut random, sectors);
+            if taken.contains(&sector) {
+                continue;
+            }
+            taken.push(sector);
+            let stamp = (round % 250 + 1) as u8;
+            let mut buffers = AlignedBlock::new(SECTOR as usize, 4096).buffers();
+            buffers.fill(stamp);
+            let offset = sector * SECTOR;
+            let (kind, stamp) = match random.below(6) {
+                0 => {
+                    buffers.clear();
+                    let (len, unmap) = (SECTOR, true);
+                    (RequestKind::WriteZeroes { offset, len, unmap }, 0)
+                }
+                _ => (
+                    RequestKind::Write {
+                        offset,
+                        durable: random.chance(20),
+                    },
+                    stamp,
+                ),
+            };
+            known.insert(sector, stamp);
+            blocking.start(tag, kind, buffers);
+        }
+        for _ in &taken {
+            blocking.next_end()?.result.map_err(|error| *error)?;
+        }
+        if random.chance(50) {
+            blocking.flush()?;
+        }
+    }
+    Ok(known.into_iter().collect())
+}
+
+#[test]
+fn several_queues_on_one_image_agree() {
+    const THREADS: u64 = 4;
+    let tools = QemuImg::all();
+    run_seeds(scale(3, 60), |seed| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let options = CreateOptions {
+            cluster_size: [4096, 65536, 512][seed as usize % 3],
+            lazy_refcounts: seed % 2 == 1,
+            ..CreateOptions::new(&path, Some(4 << 20))
+        };
+        Qcow2Image::create(&options).unwrap();
+        let image = Arc::new(
+            Qcow2Image::open(&OpenOptions {
+                qcow2: Qcow2Options {
+                    cache_bytes: 1 << 15,
+                    ..Qcow2Options::default()
+                },
+                ..OpenOptions::qcow2(&path)
+            })
+            .unwrap(),
+        );
+        let users: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let image = image.clone();
+                std::thread::spawn(move || user(image, seed, thread, THREADS).unwrap())
+            })
+            .collect();
+        let known: Vec<(u64, u8)> = users.into_iter().flat_map(|user| user.join().unwrap()).collect();
+        let report = image.check(None).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.told);
+        drop(image);
+        for qemu in &tools {
+            qemu.check(&path).unwrap();
+            let bytes = qemu.contents(&path).unwrap();
+            for (sector, stamp) in &known {
+                let at = (sector * SECTOR) as usize;
+                assert!(
+                    bytes[at..at + SECTOR as usize].iter().all(|byte| byte == stamp),
+                    "sector {sector}"
+                );
+            }
+        }
+    });
+}
