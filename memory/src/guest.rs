@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use treaty_buffers::IoBuffers;
 
-use crate::{HostRange, Region};
+use crate::{HostRange, Iotlb, Region};
 
 /// The memory of one guest: an immutable, sorted set of regions. Cloning shares it.
 ///
@@ -13,6 +13,8 @@ use crate::{HostRange, Region};
 pub struct GuestMemory {
     regions: Arc<Vec<Region>>,
     largest: Largest,
+    /// Addresses are translated by this first.
+    iotlb: Option<Arc<Iotlb>>,
 }
 
 /// The largest region once more, beside the pointer to all: almost every address lies in it, and translating one then
@@ -22,6 +24,14 @@ struct Largest {
     start: u64,
     len: u64,
     host: NonNull<u8>,
+}
+
+impl Largest {
+    const NONE: Self = Self {
+        start: 0,
+        len: 0,
+        host: NonNull::dangling(),
+    };
 }
 
 // SAFETY: a copy of one region's numbers; the region itself is Send and Sync and kept by the `Arc` beside it.
@@ -56,11 +66,7 @@ impl GuestMemory {
             }
         }
         let largest = match regions.iter().max_by_key(|region| region.len()) {
-            None => Largest {
-                start: 0,
-                len: 0,
-                host: NonNull::dangling(),
-            },
+            None => Largest::NONE,
             Some(region) => Largest {
                 start: region.guest_start(),
                 len: region.len() as u64,
@@ -70,7 +76,22 @@ impl GuestMemory {
         Ok(Self {
             regions: Arc::new(regions),
             largest,
+            iotlb: None,
         })
+    }
+
+    /// The memory behind an IOMMU: addresses are I/O virtual ones.
+    pub fn translated_by(iotlb: Arc<Iotlb>) -> Self {
+        Self {
+            regions: iotlb.base().regions.clone(),
+            largest: Largest::NONE,
+            iotlb: Some(iotlb),
+        }
+    }
+
+    /// What translates addresses, if something does.
+    pub fn iotlb(&self) -> Option<&Arc<Iotlb>> {
+        self.iotlb.as_ref()
     }
 
     /// The regions, lowest address first.
@@ -105,6 +126,9 @@ impl GuestMemory {
 
     #[inline(never)]
     fn range_in_any(&self, addr: u64, len: usize) -> Option<HostRange> {
+        if let Some(iotlb) = &self.iotlb {
+            return iotlb.range(addr, len);
+        }
         let (region, offset) = self.find(addr)?;
         region.range(offset, len)
     }
@@ -211,6 +235,9 @@ impl GuestMemory {
     }
 
     fn walk(&self, addr: u64, len: usize, visit: &mut dyn FnMut(HostRange)) -> Result<(), MemoryError> {
+        if let Some(iotlb) = &self.iotlb {
+            return iotlb.pieces(addr, len, visit);
+        }
         let outside = MemoryError::OutOfRange { addr, len };
         let mut at = addr;
         let mut left = len;

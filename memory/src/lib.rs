@@ -12,9 +12,11 @@
 mod dirty;
 mod fault;
 mod guest;
+mod iotlb;
 mod region;
 
 pub use dirty::{DIRTY_PAGE, DirtyLog};
 pub use fault::FaultWatch;
 pub use guest::{GuestMemory, MemoryError};
+pub use iotlb::{Access, Iotlb, Miss};
 pub use region::{HostRange, Region, RegionError};

@@ -26,6 +26,9 @@ pub struct ServedPlan {
     /// Connect to a front-end that listens, again and again.
     #[serde(default)]
     pub client: bool,
+    /// Addresses may be translated by the guest's IOMMU.
+    #[serde(default)]
+    pub iommu: bool,
     /// A disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskPlan>,

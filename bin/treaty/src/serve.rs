@@ -12,7 +12,7 @@ use treaty_catalog::{CharContext, DiskContext, Opened, WorkerPool};
 use treaty_listen::Listener;
 use treaty_nbd::Server;
 use treaty_plan::{ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan, WorkersPlan};
-use treaty_vhost_backend::{Endpoint, Stop, serve};
+use treaty_vhost_backend::{Endpoint, Options, Stop, serve_with};
 use treaty_worker::{Poll, ReactorKind};
 
 use crate::output::LogLevel;
@@ -86,6 +86,9 @@ struct Socket {
     /// Use a descriptor that the parent has opened: a listening socket.
     #[arg(long, value_name = "N", conflicts_with = "socket")]
     fd: Option<RawFd>,
+    /// Offer ACCESS_PLATFORM: the guest's IOMMU may translate addresses (QEMU: iommu_platform=on,ats=on).
+    #[arg(long)]
+    iommu: bool,
 }
 
 /// The threads that run a device's virtqueues; in a file, fields of `disk` and `net`.
@@ -165,6 +168,7 @@ fn inherited(fd: RawFd) -> anyhow::Result<Endpoint> {
 struct Ready {
     opened: Opened,
     endpoint: Endpoint,
+    options: Options,
 }
 
 pub fn main(args: Args, log: LogLevel) -> anyhow::Result<u8> {
@@ -217,6 +221,7 @@ fn from_flags(device: Device, chars: &CharContext, disks: &mut DiskContext) -> a
     Ok(Ready {
         opened,
         endpoint: socket.endpoint()?,
+        options: Options { iommu: socket.iommu },
     })
 }
 
@@ -231,6 +236,7 @@ fn from_file(
         Ok(Ready {
             opened,
             endpoint: endpoint(device.socket.clone(), device.client)?,
+            options: Options { iommu: device.iommu },
         })
     };
     let ready = plan
@@ -278,14 +284,18 @@ fn obey_signals(stop: Stop, mut log: LogLevel) -> anyhow::Result<()> {
 /// One thread for each device. All stop together.
 fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<()> {
     thread::scope(|scope| {
-        let serve_one = |Ready { opened, endpoint }| {
+        let serve_one = |Ready {
+                             opened,
+                             endpoint,
+                             options,
+                         }| {
             let usual = Poll::Adaptive {
                 max_us: Poll::USUAL_MAX_US,
             };
             let mut pool = WorkerPool::new(ReactorKind::Auto, usual);
             let mut built = opened.build(&mut pool)?;
             let name = opened.name();
-            serve(endpoint, &mut *built.device, stop).with_context(|| name.to_owned())
+            serve_with(endpoint, &mut *built.device, stop, &options).with_context(|| name.to_owned())
         };
         let threads: Vec<_> = ready
             .into_iter()

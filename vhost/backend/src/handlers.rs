@@ -17,6 +17,7 @@ use treaty_virtio_spec::ring::MAX_QUEUE_SIZE;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::inflight;
+use crate::iotlb;
 use crate::memory::{MAX_SLOTS, RegionRefused};
 use crate::notify::set_nonblocking;
 use crate::session::{Session, SessionError, refused};
@@ -88,6 +89,7 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::RESET_DEVICE => Ok(reset_device(session)),
         code::SET_STATUS => set_status(session, &message),
         code::GET_STATUS => Ok(number(u64::from(status(session)))),
+        code::IOTLB_MSG => iotlb::message(session, &message),
         code::SET_DEVICE_STATE_FD => state::begin(session, message),
         code::CHECK_DEVICE_STATE => Ok(state::check(session)),
         _ => Ok(not_served(message)),
@@ -132,7 +134,8 @@ fn queue_num(session: &Session<'_>) -> u64 {
 /// Everything that a driver may have, with the protocol's own bits.
 fn offered(session: &Session<'_>) -> u64 {
     let device = session.device.description().features;
-    device.0 | RING_FEATURES.0 | features::PROTOCOL_FEATURES | features::LOG_ALL
+    let iommu = Features::when(session.iommu, feature::ACCESS_PLATFORM);
+    device.0 | RING_FEATURES.0 | iommu.0 | features::PROTOCOL_FEATURES | features::LOG_ALL
 }
 
 fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome> {
@@ -143,6 +146,10 @@ fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome>
             message.row.name,
             format!("bits {extra:#x} were not offered"),
         ));
+    }
+    if wanted & features::LOG_ALL != 0 && wanted & feature::ACCESS_PLATFORM.0 != 0 {
+        // The log is of guest addresses, which an IOMMU's front-end does not tell.
+        return Err(refused(message.row.name, "no dirty log behind an IOMMU"));
     }
     if wanted == session.accepted && session.negotiated {
         return Ok(Outcome::Done);
@@ -161,6 +168,9 @@ fn set_features(session: &mut Session<'_>, message: &Message) -> Result<Outcome>
             ));
         }
         state::restore(session).map_err(|reason| refused("SET_FEATURES", reason))?;
+        if driver.has(feature::ACCESS_PLATFORM) != before.has(feature::ACCESS_PLATFORM) {
+            iotlb::renew(session)?;
+        }
         Ok(Outcome::Done)
     })
 }
@@ -201,6 +211,7 @@ fn set_mem_table(session: &mut Session<'_>, mut message: Message) -> Result<Outc
     let table = regions.zip(message.fds.drain(..)).collect();
     session.with_rings_stopped(|session| {
         session.memory.replace(table).map_err(memory_error(name))?;
+        iotlb::renew(session)?;
         Ok(Outcome::Done)
     })
 }
@@ -211,6 +222,7 @@ fn add_mem_reg(session: &mut Session<'_>, mut message: Message) -> Result<Outcom
     let fd = message.take_fd().ok_or_else(|| refused(name, "no descriptor"))?;
     session.with_rings_stopped(|session| {
         session.memory.add(region, fd).map_err(memory_error(name))?;
+        iotlb::renew(session)?;
         Ok(Outcome::Done)
     })
 }
@@ -220,6 +232,7 @@ fn rem_mem_reg(session: &mut Session<'_>, message: &Message) -> Result<Outcome> 
     let SingleRegion { region, .. } = message.read()?;
     session.with_rings_stopped(|session| {
         session.memory.remove(&region).map_err(memory_error(name))?;
+        iotlb::renew(session)?;
         Ok(Outcome::Done)
     })
 }

@@ -17,6 +17,7 @@
 
 mod handlers;
 mod inflight;
+mod iotlb;
 mod memory;
 mod notify;
 mod server;
@@ -24,5 +25,5 @@ mod session;
 mod state;
 mod vring;
 
-pub use server::{Endpoint, serve};
+pub use server::{Endpoint, Options, serve, serve_with};
 pub use session::{Session, SessionError, Stop};

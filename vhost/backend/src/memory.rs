@@ -132,6 +132,16 @@ impl MemoryTable {
         })
     }
 
+    /// The guest address and length of a range of front-end addresses, if all of it is in one region.
+    pub fn guest_range(&self, user_address: u64, len: u64) -> Option<(u64, usize)> {
+        self.entries.iter().find_map(|(region, _)| {
+            let offset = user_address.checked_sub(region.user_address)?;
+            let inside = offset < region.size && len > 0 && len <= region.size - offset;
+            let addr = region.guest_address.checked_add(offset).filter(|_| inside)?;
+            Some((addr, usize::try_from(len).ok()?))
+        })
+    }
+
     fn duplicate(&self) -> Result<Vec<(MemoryRegion, File)>, RegionRefused> {
         self.entries
             .iter()

@@ -99,6 +99,20 @@ impl Events {
         *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Channel::new(stream, &[]));
     }
 
+    /// Sends a request on the front-end's back-end channel, if it gave us one. Whoever calls does not wait for a front-end that
+    /// does not read.
+    pub fn send(&self, request: u32, payload: &[u8]) {
+        let mut guard = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(channel) = guard.as_ref() else { return };
+        let Some(row) = table::row(table::backend::ROWS, request) else {
+            return;
+        };
+        if let Err(error) = channel.send_now(row, payload) {
+            tracing::warn!(%error, "the front-end does not take back-end messages; channel closed");
+            *guard = None;
+        }
+    }
+
     /// The error descriptors of a new connection's rings.
     pub fn set_errs(&self, errs: Vec<Arc<CallFd>>) {
         *self.errs.lock().unwrap_or_else(PoisonError::into_inner) = errs;
@@ -131,16 +145,7 @@ impl Events {
 
 impl EventSink for Events {
     fn config_changed(&self) {
-        let mut guard = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(channel) = guard.as_ref() else { return };
-        let Some(row) = table::row(table::backend::ROWS, table::backend::CONFIG_CHANGE_MSG) else {
-            return;
-        };
-        // Whoever calls must not wait for a front-end that does not read.
-        if let Err(error) = channel.send_now(row, &[]) {
-            tracing::warn!(%error, "the front-end does not take back-end messages; channel closed");
-            *guard = None;
-        }
+        self.send(table::backend::CONFIG_CHANGE_MSG, &[]);
     }
 
     fn needs_reset(&self, reason: &str) {

@@ -28,11 +28,32 @@ const RETRY: Duration = Duration::from_millis(200);
 ///
 /// A connection that ends in an error is logged and the next one is served: a front-end cannot take the device down.
 pub fn serve(endpoint: Endpoint, device: &mut dyn VirtioDevice, stop: &Stop) -> io::Result<()> {
+    serve_with(endpoint, device, stop, &Options::default())
+}
+
+/// What a back-end offers only if it is asked to.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Addresses may be translated by the guest's IOMMU (ACCESS_PLATFORM). There are front-ends that accept it and then send no
+    /// translations.
+    pub iommu: bool,
+}
+
+/// As [`serve`], with options.
+///
+/// # Errors
+/// If nobody can be waited for.
+pub fn serve_with(
+    endpoint: Endpoint,
+    device: &mut dyn VirtioDevice,
+    stop: &Stop,
+    options: &Options,
+) -> io::Result<()> {
     let events = Arc::new(Events::default());
     device.attach(DeviceEvents::new(events.clone() as Arc<dyn EventSink>));
     let mut one = |stream: UnixStream| {
         tracing::info!("front-end connected");
-        let session = Session::new(stream, device, events.clone());
+        let session = Session::new(stream, device, events.clone(), options);
         match session.and_then(|session| session.serve(stop)) {
             Ok(()) => tracing::info!("front-end gone"),
             Err(error) => tracing::error!(%error, "connection closed"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use treaty_memory::{DirtyLog, FaultWatch};
+use treaty_memory::{DirtyLog, FaultWatch, GuestMemory, Iotlb};
 use treaty_vhost_protocol::payload::{VRING_LOG, VringAddr};
 use treaty_vhost_protocol::table::{Reply as Answer, frontend};
 use treaty_vhost_protocol::{Channel, Message, ProtocolError, features};
@@ -17,8 +17,10 @@ use treaty_virtio_spec::net::feature as net;
 
 use crate::handlers::{Outcome, handle, offered_protocol};
 use crate::inflight::Logs;
+use crate::iotlb;
 use crate::memory::{MemoryTable, RegionRefused};
 use crate::notify::{Events, RingEvents};
+use crate::server::Options;
 use crate::state::{self, Transfer};
 use crate::vring::Vring;
 
@@ -114,6 +116,10 @@ pub struct Session<'d> {
     pub(crate) watch: FaultWatch,
     /// Of the device's state, to or from the front-end.
     pub(crate) transfer: Transfer,
+    /// ACCESS_PLATFORM is on offer.
+    pub(crate) iommu: bool,
+    /// Translations, if the driver has ACCESS_PLATFORM and there is memory.
+    pub(crate) iotlb: Option<Arc<Iotlb>>,
     /// State that the device has not been given yet.
     pub(crate) loaded: Option<SavedState>,
 }
@@ -132,6 +138,7 @@ impl<'d> Session<'d> {
         stream: UnixStream,
         device: &'d mut dyn VirtioDevice,
         events: Arc<Events>,
+        options: &Options,
     ) -> Result<Self, SessionError> {
         let watch = FaultWatch::new().map_err(|source| SessionError::Host {
             action: "watch for lost memory",
@@ -155,6 +162,8 @@ impl<'d> Session<'d> {
             watch,
             transfer: Transfer::None,
             loaded: None,
+            iommu: options.iommu,
+            iotlb: None,
         })
     }
 
@@ -180,6 +189,7 @@ impl<'d> Session<'d> {
                 return Err(SessionError::MemoryLost);
             }
             state::proceed(self);
+            iotlb::ask(self);
             while let Some(message) = self.channel.try_receive()? {
                 self.answer(message)?;
                 // A peer that never falls silent does not keep the daemon from ending.
@@ -201,6 +211,7 @@ impl<'d> Session<'d> {
             input(self.channel.fd()),
             input(self.watch.fd()),
             self.transfer.waits_for(),
+            input(self.iotlb.as_ref().map_or(-1, |table| table.fd())),
         ];
         wait(fds, stop.fd(), None).map_err(waiting)
     }
@@ -267,10 +278,13 @@ impl<'d> Session<'d> {
             let enabled = vring.enabled || !self.enables_rings();
             enabled && !vring.running && vring.kick.is_some() && vring.addr.is_some() && vring.size > 0
         });
-        if !ready || self.memory.guest().is_none() {
+        if !ready {
             return Ok(());
         }
-        let queue = self.build_queue(index)?;
+        let Some(memory) = iotlb::memory(self).filter(|_| iotlb::reaches_ring(self, index)) else {
+            return Ok(());
+        };
+        let queue = self.build_queue(index, memory)?;
         let accepted = self.driver_features();
         let number = queue.index();
         // Work may have been offered while nobody listened (virtio 1.3 §2.9): a queue looks at its ring in its first turn. The
@@ -289,16 +303,16 @@ impl<'d> Session<'d> {
         Ok(())
     }
 
-    fn build_queue(&self, index: usize) -> Result<DeviceQueue, SessionError> {
+    fn build_queue(&self, index: usize, memory: GuestMemory) -> Result<DeviceQueue, SessionError> {
         let what = "starting a ring";
         let missing = || refused(what, "it is not set up");
         let vring = self.vrings.get(index).ok_or_else(missing)?;
         let limits = self.device.description().queues.get(index).ok_or_else(missing)?;
-        let (addr, memory) = (
-            vring.addr.ok_or_else(missing)?,
-            self.memory.guest().ok_or_else(missing)?,
-        );
+        let addr = vring.addr.ok_or_else(missing)?;
         let translate = |address: u64| {
+            if self.iotlb.is_some() {
+                return Ok(address);
+            }
             let text = || refused(what, format!("ring address {address:#x} is in no memory region"));
             self.memory.guest_address(address).ok_or_else(text)
         };
@@ -318,7 +332,7 @@ impl<'d> Session<'d> {
         })?;
         let parts = QueueParts {
             index: index as u16,
-            memory: memory.clone(),
+            memory,
             doorbell: Doorbell::from_fd(kick),
             interrupt: Interrupt::new(vring.call.clone()),
             events: DeviceEvents::new(Arc::new(RingEvents {
@@ -327,7 +341,8 @@ impl<'d> Session<'d> {
             })),
         };
         let state = vhost_state(config.layout, vring.base);
-        let logs = self.logs.as_ref();
+        // A chain that waits for its translations is taken back when the ring stops: no log could tell that.
+        let logs = self.logs.as_ref().filter(|_| self.iotlb.is_none());
         let inflight = logs.and_then(|logs| logs.of(&config, parts.index, !vring.from_log));
         let queue = match inflight {
             Some(inflight) => DeviceQueue::resume(parts, &config, state, inflight),
@@ -370,6 +385,9 @@ impl<'d> Session<'d> {
         });
         self.device.stop_queue(index as u16, reply);
         vring.running = false;
+        if let Some(table) = &self.iotlb {
+            table.forget_asked();
+        }
         let mut relieved = false;
         let state = loop {
             match state.recv_timeout(RELIEF) {

@@ -1,8 +1,10 @@
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::notify::CallFd;
 use treaty_vhost_protocol::payload::VringAddr;
+use treaty_virtio_device::Doorbell;
+
+use crate::notify::{CallFd, set_nonblocking};
 
 /// One ring as the front-end has set it up. The running queue is the device's; this is the recipe for it.
 #[derive(Default)]
@@ -29,6 +31,16 @@ pub struct Vring {
 }
 
 impl Vring {
+    /// Gives the queue a turn, if it runs. The front-end shares the doorbell, and may have made it blocking.
+    pub fn nudge(&self) {
+        if let Some(kick) = self.kick.as_ref().filter(|_| self.running)
+            && set_nonblocking(kick.as_raw_fd()).is_ok()
+            && let Ok(copy) = kick.try_clone()
+        {
+            Doorbell::from_fd(copy).ring();
+        }
+    }
+
     /// Lets go whoever is held by its eventfds.
     pub fn relieve(&self) {
         self.call.relieve();

@@ -38,7 +38,7 @@ const DOCUMENT: [(u32, &str, bool); 44] = [
     (19, "SEND_RARP", false),
     (20, "NET_SET_MTU", false),
     (21, "SET_BACKEND_REQ_FD", true),
-    (22, "IOTLB_MSG", false),
+    (22, "IOTLB_MSG", true),
     (23, "SET_VRING_ENDIAN", false),
     (24, "GET_CONFIG", true),
     (25, "SET_CONFIG", true),

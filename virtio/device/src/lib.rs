@@ -25,6 +25,7 @@ mod limit;
 mod log;
 mod memory;
 mod negotiated;
+mod parked;
 mod queue;
 mod set;
 mod state;

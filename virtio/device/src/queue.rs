@@ -7,6 +7,7 @@ use treaty_virtio_ring::{
 use treaty_worker::Progress;
 
 use crate::log::Recorder;
+use crate::parked::Parking;
 use crate::{DeviceEvents, Doorbell, Interrupt, QueueCounters, QueueLog, QueueMemory, StartError};
 
 /// A running queue: the ring with the memory, doorbell and interrupt that it was started with.
@@ -23,6 +24,8 @@ pub struct DeviceQueue {
     /// The driver may have been asked for doorbells.
     armed: bool,
     recorder: Option<Box<Recorder>>,
+    /// Where addresses are translated.
+    parking: Option<Box<Parking>>,
 }
 
 /// What a [`DeviceQueue`] is made of.
@@ -67,9 +70,12 @@ impl DeviceQueue {
             events,
         } = parts;
         let ring = ring(QueueMemory(memory.clone())).map_err(|error| StartError::Ring(index, error))?;
+        let max_chain = ring.config().max_chain;
+        let parking = memory.iotlb().cloned();
+        let parking = parking.map(|iotlb| Box::new(Parking::new(iotlb, max_chain, ring.state())));
         Ok(Self {
             index,
-            burst: Burst::new(ring.config().max_chain),
+            burst: Burst::new(max_chain),
             ring,
             memory,
             doorbell,
@@ -79,6 +85,7 @@ impl DeviceQueue {
             unpublished: false,
             armed: true,
             recorder: None,
+            parking,
         })
     }
 
@@ -143,6 +150,21 @@ impl DeviceQueue {
     /// Once a burst: kept apart from the loops that [`next`](Self::next) is inlined into.
     #[inline(never)]
     fn fetch(&mut self, budget: usize) {
+        let Some(parking) = &mut self.parking else {
+            return self.take(budget);
+        };
+        if parking.is_taken() {
+            return parking.leave(&mut self.burst);
+        }
+        let before = self.ring.state();
+        self.take(budget.min(1));
+        if let Some(parking) = &mut self.parking {
+            parking.enter(&mut self.burst, before);
+        }
+    }
+
+    #[inline(always)]
+    fn take(&mut self, budget: usize) {
         match self.ring.next_burst(&mut self.burst, budget) {
             Ok(0) => {}
             Ok(count) => {
@@ -212,7 +234,12 @@ impl DeviceQueue {
         self.armed = true;
         let more = self.ring.arm();
         self.ring_written();
-        more
+        // Behind a chain that waits for its translations nothing is taken.
+        more && !self.is_parked()
+    }
+
+    fn is_parked(&self) -> bool {
+        self.parking.as_ref().is_some_and(|parking| parking.is_taken())
     }
 
     fn ring_written(&self) {
@@ -232,7 +259,7 @@ impl DeviceQueue {
 
     /// Chains fetched and not completed, including those not handed out yet.
     pub fn in_flight(&self) -> usize {
-        self.ring.in_flight()
+        self.ring.in_flight() - usize::from(self.is_parked())
     }
 
     /// True after a violation.
@@ -273,6 +300,10 @@ impl DeviceQueue {
     /// Ends the queue; nothing may be in flight. What was completed and not published is published first.
     pub fn into_state(mut self) -> QueueState {
         self.publish();
-        self.ring.state()
+        let state = self.ring.state();
+        match &self.parking {
+            Some(parking) => parking.without(state),
+            None => state,
+        }
     }
 }

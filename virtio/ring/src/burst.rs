@@ -162,6 +162,16 @@ impl Burst {
         }
     }
 
+    /// Shows the segments of the next chain, and whether each is writable, without handing it out.
+    pub fn look(&mut self, mut visit: impl FnMut(Segment, bool)) {
+        let at = self.at;
+        if let Some(chain) = self.pop() {
+            chain.readable.iter().for_each(|segment| visit(*segment, false));
+            chain.writable.iter().for_each(|segment| visit(*segment, true));
+        }
+        self.at = at;
+    }
+
     /// True if all chains were handed out.
     #[inline]
     pub fn is_empty(&self) -> bool {

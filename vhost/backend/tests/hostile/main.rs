@@ -19,7 +19,7 @@ use treaty_net::Loopback;
 use treaty_storage::RamImage;
 use treaty_testkit::holdings::{descriptors_and_maps, resident_bytes};
 use treaty_testkit::scale;
-use treaty_vhost_backend::{Endpoint, Stop, serve};
+use treaty_vhost_backend::{Endpoint, Options, Stop, serve_with};
 use treaty_vhost_protocol::Channel;
 use treaty_vhost_protocol::table::frontend as code;
 use treaty_virtio_device::VirtioDevice;
@@ -38,8 +38,9 @@ fn daemon(
 ) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let stop = Stop::new().unwrap();
+        let options = Options { iommu: true };
         for stream in streams {
-            serve(Endpoint::Connected(stream), &mut *device, &stop).unwrap();
+            serve_with(Endpoint::Connected(stream), &mut *device, &stop, &options).unwrap();
             ended.send(()).unwrap();
         }
     })

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use treaty_testkit::random::Random;
 use treaty_testkit::wire::{hold, plain_memfd as memfd, send_bytes};
 use treaty_vhost_protocol::payload::{
-    Inflight, Log, MemoryRegion, SingleRegion, VRING_FD_NONE, VRING_LOG, VringAddr, VringState,
+    Inflight, Iotlb, Log, MemoryRegion, SingleRegion, VRING_FD_NONE, VRING_LOG, VringAddr, VringState,
 };
 use treaty_vhost_protocol::table::{Reply, Row, frontend as code};
 use treaty_vhost_protocol::{Channel, features};
@@ -167,6 +167,11 @@ impl Peer {
         };
         bits |= if self.random.one_in(3) {
             features::LOG_ALL
+        } else {
+            0
+        };
+        bits |= if self.random.one_in(3) {
+            feature::ACCESS_PLATFORM.0
         } else {
             0
         };
@@ -347,7 +352,7 @@ impl Peer {
     }
 
     fn something_more_wicked(&mut self, index: u32) -> Result<(), Gone> {
-        match self.random.below(7) {
+        match self.random.below(9) {
             0 => {
                 self.held = true;
                 hold(&self.call.as_fd().try_clone_to_owned().unwrap());
@@ -367,6 +372,7 @@ impl Peer {
                 self.send(code::SET_VRING_ADDR, addr.as_bytes(), &[])
             }
             2 => self.flood(),
+            6 | 7 => self.translation(),
             3 => {
                 let (ours, theirs) = UnixStream::pair().unwrap();
                 self.requests = Some(ours);
@@ -384,6 +390,21 @@ impl Peer {
             }
             _ => self.start(index),
         }
+    }
+
+    /// A translation, mostly of the ring's own addresses to themselves.
+    fn translation(&mut self) -> Result<(), Gone> {
+        let honest = self.random.one_in(2);
+        let at = self.random.below(16) * 0x1000;
+        let message = Iotlb {
+            iova: if honest { USER + at } else { edge(&mut self.random) },
+            size: *self.random.pick(&[0x1000, 0x1000, 0x8000, MEMORY, 0, u64::MAX]),
+            user_address: if honest { USER + at } else { edge(&mut self.random) },
+            permissions: *self.random.pick(&[3, 3, 3, 1, 2, 0, 0xff]),
+            kind: *self.random.pick(&[2, 2, 2, 3, 3, 1, 4, 0xff]),
+            padding: [0; 6],
+        };
+        self.send(code::IOTLB_MSG, message.as_bytes(), &[])
     }
 
     /// The rest of what a ring needs to run.
