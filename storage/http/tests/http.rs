@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use common::{Disk, Folder, SOON, workers};
 use treaty_buffers::AlignedBlock;
 use treaty_http::{HttpImage, HttpStore};
+use treaty_storage::qcow2::{Backing, Qcow2Options};
 use treaty_storage::{BlockImage, Format, OpenOptions, RequestKind, StorageError, Store, Stores, open};
 use treaty_stream::{ServerTls, Socket, Stream};
 use treaty_worker::sim::Random;
@@ -360,4 +361,57 @@ fn https_reads_from_servers_with_the_right_certificate_only() {
         error.contains("certificate") || error.contains("authorit"),
         "{error}"
     );
+}
+
+#[test]
+fn a_linked_clone_reads_its_backing_file_from_a_web_server_that_its_user_named() {
+    let folder = Folder::new("clone");
+    let content = content(4 << 20);
+    let site = Site::new(content.clone());
+    let tree = match treaty_lab::peers::trixie() {
+        Ok(tree) => tree,
+        Err(error) => return println!("SKIPPED: no peers: {error:#}"),
+    };
+    let clone = folder.path().join("clone.qcow2");
+    let mut create = tree.command("qemu-img");
+    create
+        .args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"])
+        .arg(site.url());
+    assert!(create.arg(&clone).arg("4M").status().unwrap().success());
+    let open_with = |backing| {
+        open(&OpenOptions {
+            format: Format::Qcow2,
+            stores: Stores::new(vec![Arc::new(HttpStore)]),
+            qcow2: Qcow2Options {
+                backing,
+                ..Qcow2Options::default()
+            },
+            ..OpenOptions::raw(&clone)
+        })
+    };
+    for forbidden in [
+        Backing::Refused,
+        Backing::Tree,
+        Backing::Within(vec!["http://elsewhere/".into()]),
+    ] {
+        let requests = site.shared.requests.load(Ordering::Relaxed);
+        assert!(open_with(forbidden).is_err());
+        assert_eq!(
+            site.shared.requests.load(Ordering::Relaxed),
+            requests,
+            "the server was asked"
+        );
+    }
+    let place = format!("http://{}/", site.address);
+    for worker in workers() {
+        let disk = Disk::new(
+            &worker.handle(),
+            &*open_with(Backing::Within(vec![place.clone().into()])).unwrap(),
+        );
+        reads_agree(&disk, &content, 4, 20);
+        disk.write(64 << 10, &content[..4096], false).unwrap();
+        assert!(disk.read(64 << 10, 4096).unwrap() == content[..4096]);
+        assert!(disk.read(68 << 10, 4096).unwrap() == content[68 << 10..72 << 10]);
+        disk.write(64 << 10, &content[64 << 10..68 << 10], false).unwrap();
+    }
 }

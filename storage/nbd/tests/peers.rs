@@ -11,7 +11,7 @@ use common::{Disk, Folder, SOON, Served, serve, serve_with, workers};
 use treaty_buffers::{AlignedBlock, IoBuffers};
 use treaty_lab::peers;
 use treaty_nbd::{Export, NbdImage, ServerOptions, ServerTls};
-use treaty_storage::{BlockImage, OpenOptions, RequestKind, StorageError, open};
+use treaty_storage::{BlockImage, Format, OpenOptions, RequestKind, StorageError, open};
 use treaty_worker::sim::Random;
 
 const MIB: u64 = 1 << 20;
@@ -511,4 +511,44 @@ fn our_client_speaks_tls_with_nbdkit() {
     let data: Vec<u8> = (0..1u32 << 20).map(|index| (index % 249) as u8).collect();
     disk.write(4096, &data, true).unwrap();
     assert!(disk.read(4096, data.len()).unwrap() == data);
+}
+
+#[test]
+fn a_qcow2_image_is_exported_as_the_disk_that_it_is() {
+    let folder = Folder::new("qcow2");
+    let (path, mut bytes) = sparse_file(&folder, "disk", 6);
+    let image = folder.path().join("image.qcow2");
+    let (from, to) = (path.to_str().unwrap(), image.to_str().unwrap());
+    if run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", from, to]).is_none() {
+        return;
+    }
+    let options = OpenOptions {
+        format: Format::Qcow2,
+        ..OpenOptions::raw(&image)
+    };
+    let server = serve(&folder, open(&options).unwrap());
+    let uri = server.uri("");
+    let copy = folder.path().join("copy");
+    run("nbdcopy", &[&uri, copy.to_str().unwrap()]).unwrap();
+    assert!(std::fs::read(&copy).unwrap() == bytes);
+    let map = run("nbdinfo", &["--map", &uri]).unwrap();
+    assert!(map.contains("hole,zero") && map.contains("data"), "{map}");
+    let script = [
+        "-f",
+        "raw",
+        "-c",
+        "write -P 0x41 12M 192k",
+        "-c",
+        "write -zu 1M 2M",
+        "-c",
+        "flush",
+        &uri,
+    ];
+    run("qemu-io", &script).unwrap();
+    drop(server);
+    bytes[12 << 20..(12 << 20) + (192 << 10)].fill(0x41);
+    bytes[1 << 20..3 << 20].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+    run("qemu-img", &["check", to]).unwrap();
+    run("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", from, to]).unwrap();
 }

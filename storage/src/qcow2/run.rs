@@ -63,7 +63,9 @@ fn host(action: &str, reason: impl ToString) -> StorageError {
 
 impl Session {
     pub(crate) fn new(image: &Arc<Image>) -> Result<Self, StorageError> {
-        let local = Local::new("image", ReactorKind::Auto).map_err(|error| host("set up a worker", error))?;
+        // The next job may come from another thread, and an io_uring has one thread for ever.
+        let local =
+            Local::new("image", ReactorKind::Epoll).map_err(|error| host("set up a worker", error))?;
         let queue = Qcow2Queue::new(image)?;
         let cx = queue.cx().clone();
         let desk = Arc::new(Mutex::new(Desk::default()));
