@@ -53,8 +53,12 @@ pub fn tests() -> Vec<VhostTest> {
                 &["stop", "cont", "system_reset"],
             ],
             ..test(
-                "vhost-blk-resets",
-                vec![disk("disk0", 2, "", ",packed=on"), rng()],
+                "vhost-resets",
+                vec![
+                    disk("disk0", 2, "", ",packed=on"),
+                    rng(),
+                    tap("net0", 1, "10.9.0.1", ""),
+                ],
                 include_str!("scripts/vhost-resets.sh"),
             )
         },
@@ -93,24 +97,15 @@ fn migration() -> VhostTest {
 
 /// Two disks, two cards on taps and an entropy source: what the first of two is like, the second, and cards besides.
 fn all_devices(first: &str, second: &str, cards: &str) -> Vec<Served> {
-    let tap = |name, address, more| Served {
-        address: Some(address),
-        ..card(name, "net --net tap=tap0,queues=4", more)
-    };
     let mut devices = vec![
         disk("disk0", 4, "", first),
         disk("disk1", 1, "", second),
-        tap("net0", "10.9.0.1", &format!(",mq=on{first}{cards}")),
-        tap("net1", "10.9.1.1", &format!(",mq=on{second}{cards}")),
+        tap("net0", 4, "10.9.0.1", &format!(",mq=on{first}{cards}")),
+        tap("net1", 4, "10.9.1.1", &format!(",mq=on{second}{cards}")),
         rng(),
     ];
     if let Some(card) = devices.iter_mut().find(|device| device.name == "net1") {
         card.client = true;
-    }
-    for device in &mut devices {
-        device.qemu = device
-            .qemu
-            .replace("-netdev vhost-user", "-netdev vhost-user,queues=4");
     }
     devices
 }
@@ -135,6 +130,19 @@ fn disk(name: &'static str, queues: u16, plan: &str, more: &str) -> Served {
         reconnects: true,
         address: None,
         client: false,
+    }
+}
+
+/// A network card with so many pairs on a tap, whose other end has the address.
+fn tap(name: &'static str, pairs: u16, address: &'static str, more: &str) -> Served {
+    let card = card(name, &format!("net --net tap=tap0,queues={pairs}"), more);
+    Served {
+        address: Some(address),
+        qemu: card.qemu.replace(
+            "-netdev vhost-user",
+            &format!("-netdev vhost-user,queues={pairs}"),
+        ),
+        ..card
     }
 }
 

@@ -2,6 +2,13 @@
 noise() {
     dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null
 }
+ip addr add 10.9.0.2/24 dev eth0
+ip link set eth0 up
+wait_until 4 ping -c 1 -W 1 10.9.0.1 >/dev/null || fail 'no answer'
+fetch() {
+    wget -q -O /arrived http://10.9.0.1/data || fail 'cannot fetch'
+    [ "$(sum /arrived)" = "$(wget -q -O - http://10.9.0.1/data.sum)" ] || fail 'what was fetched has changed'
+}
 mount -t ext4 /dev/vda /mnt 2>/dev/null || {
     mkfs.ext4 -q /dev/vda && mount -t ext4 /dev/vda /mnt || fail 'the first mount'
 }
@@ -19,10 +26,14 @@ done
 echo "GUEST: $count files are as they were"
 if [ $boot = 3 ]; then
     [ $count -ge 8 ] || fail "only $count files"
+    fetch
     umount /mnt
     e2fsck -fn /dev/vda || fail 'the file system is damaged'
     finish 0
 fi
+while :; do
+    fetch
+done &
 while :; do
     count=$((count + 1))
     noise &
