@@ -127,6 +127,9 @@ pub(crate) fn open_file(options: &OpenOptions, growable: bool) -> Result<RawFile
             format!("this is {what}; name an image file or a block device"),
         ));
     }
+    if kind.is_block_device() && !options.read_only && sys::is_read_only_device(&file).unwrap_or(false) {
+        return Err(refused(path, "the device is read-only; open it read-only"));
+    }
     sys::set_blocking(&file).map_err(|error| host("set up", error))?;
     if options.lock == LockTime::Held {
         lock(&file, options.read_only).map_err(|error| error.explain(path, options.read_only))?;

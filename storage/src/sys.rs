@@ -28,6 +28,16 @@ pub(crate) fn physical_block_size(file: &File) -> io::Result<u32> {
     Ok(size)
 }
 
+/// True if a block device takes no writes. Opening one for writing may succeed all the same.
+pub(crate) fn is_read_only_device(file: &File) -> io::Result<bool> {
+    /// `_IO(0x12, 94)`
+    const BLKROGET: libc::Ioctl = 0x125e;
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: BLKROGET writes one int; `read_only` is one and lives. Any other kind of file answers ENOTTY.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &raw mut read_only) })?;
+    Ok(read_only != 0)
+}
+
 /// Clears O_NONBLOCK, with which a file may have been opened so that opening does not wait.
 pub(crate) fn set_blocking(file: &File) -> io::Result<()> {
     let fd = file.as_raw_fd();
