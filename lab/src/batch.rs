@@ -10,6 +10,7 @@ use anyhow::Result;
 use crate::exec;
 use crate::guest::{GuestTest, Kernel};
 use crate::l1::{L1Script, Lab, Place};
+use crate::peers;
 
 /// The beginning of a problem that is not the test's.
 const L1_STOPPED: &str = "L1 stopped";
@@ -108,6 +109,9 @@ impl Batch {
             linux = lab.cache().kernel(Kernel::L1)?.vmlinux.display(),
             busybox = lab.cache().busybox()?.display(),
         );
+        if self.tests.iter().any(GuestTest::needs_peers) {
+            script += &format!("LAB_PEERS={}\n", peers::trixie()?.root().display());
+        }
         let mut files = Vec::new();
         let mut timeout = Duration::from_secs(30);
         for test in &self.tests {

@@ -146,6 +146,12 @@ impl GuestTest {
         }
     }
 
+    /// True if its scripts run programs of the peers' packages.
+    pub(crate) fn needs_peers(&self) -> bool {
+        let scripts = [&self.before, &self.beside, &self.after];
+        scripts.iter().any(|script| script.contains("$LAB_PEERS"))
+    }
+
     /// The files for L1, named as they appear in `/run/lab`.
     pub(crate) fn files(&self, cache: &Cache) -> Result<Vec<(String, Vec<u8>)>> {
         let mut files = Vec::new();

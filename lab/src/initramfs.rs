@@ -28,7 +28,7 @@ const L1_MODULES: [&str; 9] = [
 ];
 
 /// What a guest needs for each device that Treaty has.
-const GUEST_MODULES: [&str; 11] = [
+const GUEST_MODULES: [&str; 12] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -36,6 +36,7 @@ const GUEST_MODULES: [&str; 11] = [
     "e1000",
     "virtio_console",
     "virtio_rng",
+    "virtiofs",
     "crc32c_generic",
     "ext4",
     "evdev",

@@ -155,6 +155,7 @@ fn disk(link: &Arc<Link>, ring_features: Features) -> Disk<impl Transport> {
     };
     let transport = ours::pci_offering(device, memory, offer);
     let blk = Blk::start(transport, dma.clone(), &options).unwrap();
+    assert!(blk.has_flush(), "its cache is a write-back one, whatever it says");
     assert_eq!(blk.capacity_sectors(), BLOCKS * (BLOCK / 512) as u64);
     let buffers = dma.allocate(BLOCK * DEPTH as usize, BLOCK).unwrap();
     Disk { blk, dma, buffers }

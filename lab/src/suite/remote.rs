@@ -10,7 +10,7 @@ const DAEMONS: &str = include_str!("scripts/remote-daemons.sh");
 pub fn batch() -> Batch {
     Batch {
         name: "remote".into(),
-        tests: vec![restarts(), packed()],
+        tests: vec![restarts(), packed(), peers()],
     }
 }
 
@@ -65,5 +65,31 @@ fn packed() -> GuestTest {
         ),
         expect: vec![Expect::Console("network done".into())],
         ..long(GuestTest::new("remote-packed", guest))
+    }
+}
+
+/// Other people's daemons: qemu-storage-daemon (killed while it is idle), passt, virtiofsd.
+fn peers() -> GuestTest {
+    let guest = Guest {
+        cpus: 2,
+        devices: vec![
+            "--disk vhost-user=$W/raw.sock,queues=2".into(),
+            "--disk vhost-user=$W/qcow2.sock,queues=2".into(),
+            "--net vhost-user=$W/passt.sock".into(),
+            "--vhost-user $W/fs.sock,type=fs,tag=share".into(),
+        ],
+        script: include_str!("scripts/remote-peers.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        before: format!("{DAEMONS}\n{}", include_str!("scripts/remote-peers-before.sh")),
+        beside: format!("{DAEMONS}\n{}", include_str!("scripts/remote-peers-host.sh")),
+        after: format!(
+            "{DAEMONS}\nend_daemons\n\
+             want 'sum of what the guest sent through passt' \"$(sum received)\" \"$(cat www/sum)\"\n\
+             want 'sum of what the guest wrote to the folder' \"$(sum www/new/copy)\" \"$(cat www/sum)\"\n"
+        ),
+        expect: vec![Expect::Console("peers done".into())],
+        ..long(GuestTest::new("remote-peers", guest))
     }
 }

@@ -55,7 +55,8 @@ const PACKET_FEATURES: Features = net::feature::CSUM
     .with(net::feature::HOST_USO);
 
 impl Kind {
-    /// A disk with at most `queues` queues.
+    /// A disk with at most `queues` queues. CONFIG_WCE is left out, so that drivers flush: qemu-storage-daemon says by it that it
+    /// writes through, and does not unless it is told to.
     pub fn blk(queues: u16) -> Self {
         Self {
             id: DeviceId::BLK,
@@ -69,7 +70,6 @@ impl Kind {
                 .with(blk::feature::BLK_SIZE)
                 .with(blk::feature::FLUSH)
                 .with(blk::feature::TOPOLOGY)
-                .with(blk::feature::CONFIG_WCE)
                 .with(blk::feature::MQ)
                 .with(blk::feature::DISCARD)
                 .with(blk::feature::WRITE_ZEROES),

@@ -46,3 +46,21 @@ end_daemons() {
     done
     true
 }
+
+# peer PROGRAM: the words that run a program of the peers' packages, which are not installed.
+peer() {
+    libraries=$LAB_PEERS/usr/lib/x86_64-linux-gnu
+    echo "$libraries/ld-linux-x86-64.so.2 --library-path $libraries $LAB_PEERS/usr/$1"
+}
+
+# start_disks: qemu-storage-daemon with a raw and a qcow2 image.
+start_disks() {
+    export="type=vhost-user-blk,writable=on,writethrough=on,num-queues=2,addr.type=unix"
+    daemon disks env "QEMU_MODULE_DIR=$LAB_PEERS/usr/lib/x86_64-linux-gnu/qemu" $(peer bin/qemu-storage-daemon) \
+        --blockdev "driver=file,node-name=file0,filename=$W/raw" --blockdev driver=raw,node-name=raw,file=file0 \
+        --blockdev "driver=file,node-name=file1,filename=$W/qcow2" --blockdev driver=qcow2,node-name=qcow2,file=file1 \
+        --export "$export,id=raw,addr.path=$W/raw.sock,node-name=raw" \
+        --export "$export,id=qcow2,addr.path=$W/qcow2.sock,node-name=qcow2"
+    listening raw
+    listening qcow2
+}
