@@ -177,6 +177,16 @@ impl ConfigSpace {
         Ok(u16::from(offset))
     }
 
+    /// Sets a register that no capability describes, from 0x40 on, before any capability is added; `writable` says which of
+    /// its bits the guest can write.
+    pub fn add_register(&mut self, offset: u16, value: &[u8], writable: &[u8]) {
+        let at = usize::from(offset);
+        self.put(at, value);
+        self.allow(at, writable);
+        let end = (at + value.len()).next_multiple_of(4);
+        self.next_capability = self.next_capability.max(end);
+    }
+
     /// Gives the function pin INTA#; `line` is what firmware would have written to the interrupt line register.
     pub fn set_interrupt_pin(&mut self, line: u8) {
         self.put(INTERRUPT_LINE, &[line]);

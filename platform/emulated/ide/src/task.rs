@@ -1,0 +1,76 @@
+//! A drive's work on its worker.
+
+use std::sync::Arc;
+
+use treaty_storage::{BlockQueue, Finished, Request, StorageError};
+use treaty_worker::{Progress, Task, Turn};
+
+use crate::channel::Channel;
+use crate::job::Outcome;
+
+pub(crate) struct DriveTask {
+    channel: Arc<Channel>,
+    index: usize,
+    queue: Box<dyn BlockQueue>,
+    done: Vec<Finished>,
+}
+
+impl DriveTask {
+    pub(crate) fn new(channel: Arc<Channel>, index: usize, queue: Box<dyn BlockQueue>) -> Self {
+        Self {
+            channel,
+            index,
+            queue,
+            done: Vec::new(),
+        }
+    }
+
+    fn reap(&mut self, turn: &mut Turn<'_>) {
+        self.queue.poll(turn, &mut self.done);
+        for finished in self.done.drain(..) {
+            let outcome = match &finished.result {
+                Ok(()) => Outcome::Done,
+                Err(error) => outcome_of(error),
+            };
+            // The guest's memory is let go before the guest hears of it.
+            drop(finished);
+            self.channel.job_ended(self.index, outcome);
+        }
+    }
+}
+
+fn outcome_of(error: &StorageError) -> Outcome {
+    tracing::warn!(%error, "an emulated drive's request failed");
+    match error {
+        StorageError::Host { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            Outcome::NoSpace
+        }
+        _ => Outcome::Failed,
+    }
+}
+
+impl Task for DriveTask {
+    fn start(&mut self, _turn: &mut Turn<'_>) {}
+
+    fn turn(&mut self, turn: &mut Turn<'_>) -> Progress {
+        self.reap(turn);
+        if turn.stopping() {
+            return if self.queue.in_flight() == 0 {
+                Progress::Finished
+            } else {
+                Progress::Idle
+            };
+        }
+        while let Some(job) = self.channel.take_job(self.index) {
+            let request = Request {
+                tag: 0,
+                kind: job.kind,
+                buffers: job.buffers,
+            };
+            self.queue.submit(turn, request);
+            // Some end without the host's help.
+            self.reap(turn);
+        }
+        Progress::Idle
+    }
+}
