@@ -57,6 +57,16 @@ fn a_length_without_write_means_nothing() {
     assert_eq!(driver.reap().unwrap().unwrap().written, 0);
 }
 
+/// QEMU never sets WRITE; a length that can be is one.
+#[test]
+fn a_length_that_can_be_needs_no_write() {
+    let (guest, mut driver) = two_in_flight(Layout::Packed, NONE);
+    let at = guest.place.config.descriptor_area;
+    guest.put(at, 0, 1, 1, AVAIL | USED);
+    let used = driver.reap().unwrap().unwrap();
+    assert_eq!((used.token, used.written), (11, 1));
+}
+
 #[test]
 fn hardening_15_used_index_too_far_ahead() {
     for index in [3, 9, 0xffff] {

@@ -5,6 +5,26 @@ use super::shadow::Shadow;
 use crate::layout::{Cursor, Descriptor, OwnTables, PackedAreas, Wish, is_writable, packed_word};
 use crate::{ConfigError, Layout, QueueState, RingConfig, RingMemory, Segment, Violation};
 
+/// A used descriptor, read once.
+#[derive(Clone, Copy)]
+struct Seen {
+    id: u16,
+    len: u32,
+    write: bool,
+}
+
+impl Seen {
+    /// Bytes that the device has written into a chain with room for `room`. Without WRITE the length means nothing: DPDK
+    /// leaves that of the available descriptor. But QEMU never sets WRITE, and its lengths are right. virtio 1.3 §2.8.4
+    fn written(self, room: u32) -> u32 {
+        if self.write || self.len <= room {
+            self.len
+        } else {
+            0
+        }
+    }
+}
+
 /// The driver half of a packed virtqueue. virtio 1.3 §2.8
 pub(crate) struct PackedDriver<M: RingMemory> {
     areas: PackedAreas<M::Area>,
@@ -20,7 +40,7 @@ pub(crate) struct PackedDriver<M: RingMemory> {
     first_word: u64,
     next_used: Cursor,
     /// IN_ORDER: (id, len) of the used descriptor that stands for all chains up to this one.
-    batch: Option<(u16, u32)>,
+    batch: Option<Seen>,
 }
 
 impl<M: RingMemory> PackedDriver<M> {
@@ -132,22 +152,23 @@ impl<M: RingMemory> PackedDriver<M> {
         // What is offered but not published cannot be used.
         if self.next_used == self.published {
             return match self.batch {
-                Some((id, _)) => Err(Violation::UsedId(id)),
+                Some(seen) => Err(Violation::UsedId(seen.id)),
                 None => Ok(None),
             };
         }
-        let Some((last, len)) = self.look() else {
+        let Some(seen) = self.look() else {
             return Ok(None);
         };
+        let last = seen.id;
         self.shadow.get(u32::from(last)).ok_or(Violation::UsedId(last))?;
         let id = if self.in_order { self.shadow.oldest() } else { last };
         let entry = *self.shadow.get(u32::from(id)).ok_or(Violation::UsedId(id))?;
         let written = if id == last {
             self.batch = None;
-            len
+            seen.written(entry.writable_bytes)
         } else {
             // Those that a used descriptor skips were written completely. virtio 1.3 §2.8.9
-            self.batch = Some((last, len));
+            self.batch = Some(seen);
             entry.writable_bytes
         };
         if written > entry.writable_bytes {
@@ -163,22 +184,17 @@ impl<M: RingMemory> PackedDriver<M> {
         }))
     }
 
-    /// (id, len) of the used descriptor at hand.
-    fn look(&self) -> Option<(u16, u32)> {
+    /// The used descriptor at hand.
+    fn look(&self) -> Option<Seen> {
         if self.batch.is_some() {
             return self.batch;
         }
         let descriptor = self.areas.descriptor(self.next_used);
-        if !self.next_used.is_used(descriptor) {
-            return None;
-        }
-        // Without WRITE the length means nothing: DPDK leaves that of the available descriptor. virtio 1.3 §2.8.4
-        let written = if is_writable(descriptor.packed_flags()) {
-            descriptor.len()
-        } else {
-            0
-        };
-        Some((descriptor.packed_id(), written))
+        self.next_used.is_used(descriptor).then(|| Seen {
+            id: descriptor.packed_id(),
+            len: descriptor.len(),
+            write: is_writable(descriptor.packed_flags()),
+        })
     }
 
     pub fn arm(&mut self, memory: &M) -> bool {
