@@ -29,8 +29,8 @@ pub struct VhostTest {
     pub devices: Vec<Served>,
     /// A script for the guest; `data/guest-init.sh` has the functions it may use.
     pub script: &'static str,
-    /// Stop (SIGTERM) and start the first device's daemon again, from the guest's line `GUEST: begin` to `GUEST: end`.
-    pub restarts: bool,
+    /// What happens to daemons from the guest's line `GUEST: begin` to `GUEST: end`.
+    pub restarts: Restarts,
     /// The QEMU that the guest starts on. After some lines `GUEST: round` it moves to the next one with new daemons, and
     /// so on; after the last move it gets a line on its console.
     pub hosts: Vec<Qemu>,
@@ -48,6 +48,17 @@ pub enum Qemu {
     V7_2,
     /// Debian 13's.
     V10,
+}
+
+/// How daemons come to be started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restarts {
+    /// They run on.
+    Never,
+    /// The first one is stopped in order (SIGTERM).
+    Stopped,
+    /// One after the other is killed (SIGKILL).
+    Killed,
 }
 
 /// A device on both sides of its socket. `$W` is the test's directory, `$G` the number of migrations before.
@@ -74,6 +85,8 @@ const COMMAND_LINE: &str = "init_on_alloc=0";
 const LIMIT: Duration = Duration::from_secs(180);
 /// Pause before the daemon is stopped again.
 const RESTART_PAUSE: Duration = Duration::from_millis(700);
+/// Pause before a daemon is killed again, less than that much more from kill to kill.
+const KILL_PAUSE: Duration = Duration::from_millis(150);
 /// Fewer restarts in the middle of the work would show nothing.
 const FEWEST_RESTARTS: u32 = 2;
 /// Lines of the guest before it is moved or disturbed again.
@@ -137,9 +150,9 @@ impl VhostTest {
                 .context("QEMU has no standard input")?;
             input.write_all(b"\n")?;
         }
-        let restarts = self.watch(&machine.lines, machine.daemons.first_mut())?;
+        let restarts = self.watch(&machine.lines, &mut machine.daemons)?;
         ensure!(
-            !self.restarts || restarts >= FEWEST_RESTARTS,
+            self.restarts == Restarts::Never || restarts >= FEWEST_RESTARTS,
             "only {restarts} restarts while the guest was at work"
         );
         machine.qemu.0.wait()?;
@@ -220,16 +233,20 @@ impl VhostTest {
         Ok(command)
     }
 
-    /// Until the guest has said how it ended; how often the daemon was restarted meanwhile.
-    fn watch(&self, lines: &Receiver<String>, mut daemon: Option<&mut Daemon>) -> Result<u32> {
+    /// Until the guest has said how it ended; how often a daemon was restarted meanwhile.
+    fn watch(&self, lines: &Receiver<String>, daemons: &mut [Daemon]) -> Result<u32> {
         let deadline = Instant::now() + LIMIT;
         let (mut at_work, mut restarts) = (false, 0);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match lines.recv_timeout(if at_work { left.min(RESTART_PAUSE) } else { left }) {
+            match lines.recv_timeout(if at_work {
+                left.min(self.pause(restarts))
+            } else {
+                left
+            }) {
                 Ok(line) if line.starts_with("GUEST: failed") => bail!("{line}"),
                 Ok(line) if line.starts_with("GUEST: exit 0") => return Ok(restarts),
-                Ok(line) if line == "GUEST: begin" => at_work = self.restarts,
+                Ok(line) if line == "GUEST: begin" => at_work = self.restarts != Restarts::Never,
                 Ok(line) if line == "GUEST: end" => at_work = false,
                 Ok(_) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => bail!("QEMU ended before the guest did"),
@@ -237,11 +254,29 @@ impl VhostTest {
                     bail!("the guest did not end in {} s", LIMIT.as_secs())
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    if let Some(daemon) = &mut daemon {
-                        daemon.restart()?;
-                        restarts += 1;
-                    }
+                    self.restart(daemons, restarts)?;
+                    restarts += 1;
                 }
+            }
+        }
+    }
+
+    fn pause(&self, restarts: u32) -> Duration {
+        match self.restarts {
+            Restarts::Never | Restarts::Stopped => RESTART_PAUSE,
+            // Not always at the same place of what the guest does.
+            Restarts::Killed => KILL_PAUSE + KILL_PAUSE * (restarts * 37 % 100) / 100,
+        }
+    }
+
+    fn restart(&self, daemons: &mut [Daemon], restarts: u32) -> Result<()> {
+        let count = daemons.len().max(1);
+        match self.restarts {
+            Restarts::Never => Ok(()),
+            Restarts::Stopped => daemons.first_mut().map_or(Ok(()), Daemon::restart),
+            Restarts::Killed => {
+                let victim = daemons.get_mut(restarts as usize % count);
+                victim.map_or(Ok(()), Daemon::kill_and_restart)
             }
         }
     }
@@ -367,6 +402,14 @@ impl Daemon {
     /// SIGTERM, and again from the start.
     fn restart(&mut self) -> Result<()> {
         self.end()?;
+        self.running = spawn(&mut self.command, &self.socket)?;
+        Ok(())
+    }
+
+    /// SIGKILL, and again from the start.
+    fn kill_and_restart(&mut self) -> Result<()> {
+        self.running.0.kill()?;
+        self.running.0.wait()?;
         self.running = spawn(&mut self.command, &self.socket)?;
         Ok(())
     }

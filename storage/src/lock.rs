@@ -100,8 +100,8 @@ impl From<io::Error> for LockError {
 }
 
 /// How often and how long to wait for a user that is going away: io_uring lets go of a killed process's files a little
-/// after the process has ended.
-const ATTEMPTS: u32 = 20;
+/// after the process has ended, and on a busy machine not so little.
+const ATTEMPTS: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Locks an image: a writer excludes everybody who writes or wants no writer, readers exclude writers. It lasts until

@@ -1,7 +1,7 @@
 //! `treaty serve` under QEMU: a stock kernel's drivers over vhost-user.
 
 use crate::guest::Kernel;
-use crate::vhost::{Qemu, Served, VhostTest};
+use crate::vhost::{Qemu, Restarts, Served, VhostTest};
 
 /// The tests, each of which is a guest of its own.
 pub fn tests() -> Vec<VhostTest> {
@@ -16,7 +16,7 @@ pub fn tests() -> Vec<VhostTest> {
         cpus: 1,
         devices,
         script,
-        restarts: false,
+        restarts: Restarts::Never,
         hosts: vec![Qemu::V10],
         commands: &[],
         fio: false,
@@ -40,11 +40,20 @@ pub fn tests() -> Vec<VhostTest> {
             ..test("vhost-qemu-10", all_devices(",packed=on", "", ""), everything)
         },
         VhostTest {
-            restarts: true,
+            restarts: Restarts::Stopped,
             ..test(
                 "vhost-blk-restarts",
                 vec![disk("disk0", 2, "", "")],
                 include_str!("scripts/vhost-restarts.sh"),
+            )
+        },
+        VhostTest {
+            cpus: 2,
+            restarts: Restarts::Killed,
+            ..test(
+                "vhost-blk-kills",
+                vec![disk("disk0", 2, "", ""), disk("disk1", 2, "", ",packed=on")],
+                include_str!("scripts/vhost-kills.sh"),
             )
         },
         VhostTest {
@@ -88,7 +97,7 @@ fn migration() -> VhostTest {
             card("net1", link, &format!(",packed=on{WITHOUT_MSIX}")),
         ],
         script: include_str!("scripts/vhost-migrate.sh"),
-        restarts: false,
+        restarts: Restarts::Never,
         hosts: vec![Qemu::V7_2, Qemu::V10, Qemu::V10],
         commands: &[],
         fio: false,

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use treaty_device_blk::{Blk, BlkConfig};
@@ -124,6 +125,20 @@ impl VirtioDevice for Watched {
     }
 }
 
+/// The image, as soon as the kernel has put away what the daemon before had: a busy machine takes its time over that, and whoever
+/// starts daemons again would try again.
+fn open_in_time(disk: &str) -> Result<Arc<dyn BlockImage>> {
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match open(&OpenOptions::raw(disk)) {
+            Err(StorageError::Refused { .. }) if Instant::now() < deadline => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
+
 fn main() -> Result<()> {
     die_with_parent();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -140,7 +155,7 @@ fn main() -> Result<()> {
         None => None,
     });
     let queues = queues.parse()?;
-    let image = Arc::new(Image(open(&OpenOptions::raw(disk))?, fate.clone()));
+    let image = Arc::new(Image(open_in_time(disk)?, fate.clone()));
     let config = BlkConfig {
         queues,
         ..BlkConfig::default()
