@@ -157,22 +157,22 @@ fn kills(name: &str, layout: Features, queues: u16, rounds: u64) {
 }
 
 #[test]
-fn hardening_33_kills_split_1_queue() {
+fn hardening_31_33_kills_split_1_queue() {
     kills("split, 1 queue", Features::NONE, 1, scale(2, 25));
 }
 
 #[test]
-fn hardening_33_kills_split_4_queues() {
+fn hardening_31_33_kills_split_4_queues() {
     kills("split, 4 queues", Features::NONE, 4, scale(2, 25));
 }
 
 #[test]
-fn hardening_33_kills_packed_1_queue() {
+fn hardening_31_33_kills_packed_1_queue() {
     kills("packed, 1 queue", feature::RING_PACKED, 1, scale(2, 25));
 }
 
 #[test]
-fn hardening_33_kills_packed_4_queues() {
+fn hardening_31_33_kills_packed_4_queues() {
     kills("packed, 4 queues", feature::RING_PACKED, 4, scale(2, 25));
 }
 

@@ -109,3 +109,83 @@ impl Ring {
         Some(u16::from_le_bytes(bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use treaty_memory::Region;
+    use treaty_virtio_device::{DeviceEvents, EventSink, InterruptSink, QueueParts, RingFeatures};
+
+    use super::*;
+
+    struct Nobody;
+
+    impl InterruptSink for Nobody {
+        fn signal(&self) {}
+    }
+
+    impl EventSink for Nobody {
+        fn config_changed(&self) {}
+        fn needs_reset(&self, _: &str) {}
+    }
+
+    fn ring(layout: Layout, start: QueueState) -> Ring {
+        let eventfd = || Doorbell::new().unwrap();
+        let memory = GuestMemory::new(vec![Region::memfd(0, 0x1_0000).unwrap()]).unwrap();
+        let parts = QueueParts {
+            index: 0,
+            memory,
+            doorbell: eventfd(),
+            interrupt: Interrupt::new(Arc::new(Nobody)),
+            events: DeviceEvents::new(Arc::new(Nobody)),
+        };
+        let config = RingConfig {
+            layout,
+            size: 8,
+            descriptor_area: 0x1000,
+            driver_area: 0x2000,
+            device_area: 0x3000,
+            features: RingFeatures::default(),
+            max_chain: 8,
+        };
+        let queue = DeviceQueue::start(parts, &config, start).unwrap();
+        Ring::new(queue, eventfd(), eventfd())
+    }
+
+    /// Hardening row 33: where the ring's memory does not tell what was in flight, it is not guessed.
+    #[test]
+    fn hardening_33_the_ring_alone_is_believed_only_where_it_tells_all() {
+        let start = QueueState {
+            next_avail: 3,
+            next_used: 3,
+        };
+        let split = ring(Layout::Split, start);
+        let set = |area, index: u16| split.memory.write(area + INDEX, &index.to_le_bytes()).unwrap();
+        // (available, used, told)
+        let cases = [(3, 3, true), (5, 3, true), (5, 4, false), (5, 5, true)];
+        for (available, used, told) in cases {
+            set(0x2000, available);
+            set(0x3000, used);
+            assert_eq!(split.memory_tells_all(false), told, "{available} {used}");
+            assert!(split.memory_tells_all(true));
+            assert_eq!(split.state_from_memory().next_avail, used);
+        }
+        let start = QueueState {
+            next_avail: 0x8002,
+            next_used: 0x8002,
+        };
+        let packed = ring(Layout::Packed, start);
+        let cases = [
+            (0, true),
+            (PACKED_DESC_F_AVAIL, true),
+            (PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED, false),
+        ];
+        for (flags, told) in cases {
+            let at = 0x1000 + 2 * DESC_SIZE as u64 + FLAGS;
+            packed.memory.write(at, &flags.to_le_bytes()).unwrap();
+            assert_eq!(packed.memory_tells_all(false), told, "{flags:#x}");
+        }
+        assert_eq!(packed.state_from_memory(), start);
+    }
+}
