@@ -190,3 +190,42 @@ impl Report {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What reads reports relies on these names.
+    #[test]
+    fn the_shape_of_a_report() {
+        let case = Case::new(
+            "a",
+            "kIOPS",
+            Better::Higher,
+            &[3.0, 1.0, 2.0],
+            ("peer 1.2", &[4.0]),
+        );
+        let skipped = Case::skipped("b", "us", Better::Lower, "peer 1.2", "no peer".to_owned());
+        let json = Report::new("x", vec![case.with_bucket("near"), skipped])
+            .json()
+            .unwrap();
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["bench"], "x");
+        assert!(value["host"]["cores"].as_u64() > Some(0));
+        let cases = serde_json::json!([
+            {"name": "a", "unit": "kIOPS", "ours": 2.0, "peer": 4.0, "peer_name": "peer 1.2", "ratio": 0.5,
+             "better": "higher", "spread": [1.0, 3.0], "bucket": "near"},
+            {"name": "b", "unit": "us", "peer_name": "peer 1.2", "better": "lower", "spread": [], "skipped": "no peer"},
+        ]);
+        assert_eq!(value["cases"], cases);
+    }
+
+    #[test]
+    fn the_ratio_says_how_many_times_better_whichever_way_that_is() {
+        let ratio = |better| Case::new("a", "", better, &[2.0], ("", &[8.0])).ratio;
+        assert_eq!(
+            (ratio(Better::Lower), ratio(Better::Higher)),
+            (Some(4.0), Some(0.25))
+        );
+    }
+}

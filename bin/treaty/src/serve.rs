@@ -309,3 +309,44 @@ fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<()> {
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use treaty_plan::PollChoice;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        workers: Workers,
+    }
+
+    fn workers(line: &str) -> anyhow::Result<WorkersPlan> {
+        let words = std::iter::once("serve").chain(line.split_whitespace());
+        Line::try_parse_from(words)?.workers.plan()
+    }
+
+    #[test]
+    fn worker_flags_make_a_plan() {
+        let plan = workers("--workers 2,cpus=2:3,map=0:1:1 --poll adaptive,us=50").unwrap();
+        assert_eq!((plan.count(3), plan.worker_of(2, 3)), (2, 1));
+        assert_eq!((plan.cpu_of(0), plan.cpu_of(1)), (Some(2), Some(3)));
+        assert_eq!((plan.poll, plan.poll_us), (Some(PollChoice::Adaptive), Some(50)));
+        let mut disk: DiskPlan = config::device("--disk", "path=d,format=raw,queues=3,cpus=7", None).unwrap();
+        disk.set_workers(&workers("--poll always").unwrap());
+        assert_eq!(
+            (disk.workers().poll, disk.workers().cpu_of(0)),
+            (Some(PollChoice::Always), Some(7))
+        );
+    }
+
+    #[test]
+    fn refusals_name_the_flag() {
+        let refused = |line| workers(line).unwrap_err().to_string();
+        assert!(refused("--poll sometimes").starts_with("--poll sometimes: "));
+        assert!(refused("--workers two").starts_with("--workers two: "));
+        assert!(refused("--workers 1,cpus=0-3").starts_with("--workers 1,cpus=0-3: "));
+    }
+}

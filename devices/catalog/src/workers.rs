@@ -104,7 +104,23 @@ mod tests {
             cpus: Some("0".parse().unwrap()),
             ..WorkersPlan::default()
         };
-        assert_eq!(pool.for_queues("disk0", 4, &plan).unwrap().len(), 4);
+        assert_eq!(pool.for_queues("shared", 4, &plan).unwrap().len(), 4);
         assert_eq!(pool.workers.len(), 2);
+        for name in ["shared-w0", "shared-w1"] {
+            assert_eq!(cpus_of_thread(name), "0");
+        }
+    }
+
+    /// The CPUs that a thread of this process may run on, as the kernel writes them.
+    fn cpus_of_thread(name: &str) -> String {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap();
+        let status = threads
+            .map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap_or_default())
+            .find(|status| status.starts_with(&format!("Name:\t{name}\n")));
+        let status = status.expect("the thread runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        line.unwrap().trim().to_owned()
     }
 }
