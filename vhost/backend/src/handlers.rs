@@ -114,13 +114,14 @@ pub fn number(value: u64) -> Outcome {
     Outcome::Payload(value.as_bytes().to_vec(), Vec::new())
 }
 
-/// Ring features on offer, whatever the device.
+/// Ring features on offer, whatever the device. Not RING_RESET, for which the protocol has no message of its own: QEMU (7.2 to
+/// 10) lets the driver have it if we offer it, does not tell us of a reset, and we would go on in memory that the driver has
+/// given to others. A front-end can do it all the same, with GET_VRING_BASE; ours does.
 const RING_FEATURES: Features = feature::VERSION_1
     .with(feature::RING_PACKED)
     .with(feature::INDIRECT_DESC)
     .with(feature::EVENT_IDX)
-    .with(feature::IN_ORDER)
-    .with(feature::RING_RESET);
+    .with(feature::IN_ORDER);
 
 /// Front-ends count the queues of a network card in pairs, and answer its control queue themselves.
 fn queue_num(session: &Session<'_>) -> u64 {

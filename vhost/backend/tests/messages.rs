@@ -123,6 +123,15 @@ fn send(front: &mut WireFrontEnd, code: u32) -> Option<Vec<u8>> {
     }
 }
 
+/// QEMU would pass RING_RESET on to the driver and not tell us of resets: we would write to memory that is no ring any more.
+#[test]
+fn ring_reset_is_not_offered() {
+    let mut front = connect(feature::VERSION_1, 0);
+    let offered = Features(front.get(code::GET_FEATURES));
+    assert!(offered.has(feature::RING_PACKED | feature::IN_ORDER));
+    assert!(!offered.has(feature::RING_RESET));
+}
+
 /// Whatever is not served is answered with no, and the connection goes on, whether or not answers can be asked for.
 #[test]
 fn what_is_not_served_is_refused_politely() {

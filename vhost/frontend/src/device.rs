@@ -21,8 +21,7 @@ const RING_FEATURES: Features = feature::VERSION_1
     .with(feature::RING_PACKED)
     .with(feature::INDIRECT_DESC)
     .with(feature::EVENT_IDX)
-    .with(feature::IN_ORDER)
-    .with(feature::RING_RESET);
+    .with(feature::IN_ORDER);
 
 /// The connection to a back-end, and the thread that keeps it. It outlives the devices over it, one after the other: a machine's
 /// reboot is none of the back-end's business.
@@ -86,7 +85,8 @@ impl Link {
         Ok(Self {
             path,
             description,
-            ring_features: offered & RING_FEATURES,
+            // The protocol has it under another name: GET_VRING_BASE, and another start.
+            ring_features: offered & RING_FEATURES | feature::RING_RESET,
             line: Line {
                 commands,
                 wake,

@@ -103,7 +103,7 @@ impl Keeper {
 
     fn start(&mut self, index: u16, mut ring: Ring, accepted: u64) {
         let first = self.rings.is_empty();
-        self.accepted = accepted & !self.kind.own_features.0;
+        self.accepted = accepted & !(self.kind.own_features | feature::RING_RESET).0;
         let accepted = self.accepted;
         let layout = ring.config.layout;
         if ring.start == QueueState::fresh(layout) {
