@@ -469,3 +469,45 @@ fn a_map_says_where_the_data_is() {
     ];
     assert_eq!(found, expected);
 }
+
+#[test]
+fn what_we_compress_qemu_reads() {
+    for qemu in QemuImg::all() {
+        for (compression, cluster_size) in [
+            (Compression::Zlib, 65536),
+            (Compression::Zstd, 65536),
+            (Compression::Zlib, 2 << 20),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("disk");
+            let create = CreateOptions {
+                compression,
+                cluster_size,
+                ..CreateOptions::new(&path, Some(SIZE))
+            };
+            Qcow2Image::create(&create).unwrap();
+            let image = Qcow2Image::open(&options(&path)).unwrap();
+            // It comes back only from far behind.
+            let mut raw: Vec<u8> = (0..SIZE as u32)
+                .map(|at| (at % 20011 / 3) as u8 ^ (at >> 15) as u8)
+                .collect();
+            raw[SIZE as usize / 2..].fill(0);
+            for (index, cluster) in raw.chunks(cluster_size as usize).enumerate() {
+                let mut whole = cluster.to_vec();
+                whole.resize(cluster_size as usize, 0);
+                if let Some(packed) = image.pack(&whole) {
+                    image.write_packed(index as u64 * cluster_size, packed).unwrap();
+                } else {
+                    let mut blocking = Blocking::new(Arc::new(image.clone())).unwrap();
+                    blocking.write_at(index as u64 * cluster_size, cluster).unwrap();
+                }
+            }
+            drop(image);
+            qemu.check(&path).unwrap();
+            compare(&qemu.contents(&path).unwrap(), &raw).unwrap();
+            compare(&read_all(&path).unwrap(), &raw).unwrap();
+            let len = std::fs::metadata(&path).unwrap().len();
+            assert!(len < SIZE || cluster_size > 65536, "{len} bytes");
+        }
+    }
+}

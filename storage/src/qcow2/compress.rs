@@ -1,9 +1,11 @@
 use std::io::Write;
 
-use flate2::write::DeflateEncoder;
-use flate2::{Decompress, FlushDecompress};
+use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::header::Compression;
+
+/// How far deflate may look back, as a power of two: QEMU looks no further.
+const WINDOW_BITS: u8 = 12;
 
 /// Unpacks a cluster. `None` if the data is damaged. What follows the compressed data does not matter: its length is
 /// only known in sectors.
@@ -36,9 +38,17 @@ pub(crate) fn unpack(kind: Compression, packed: &[u8], cluster: usize) -> Option
 pub(crate) fn pack(kind: Compression, plain: &[u8]) -> Option<Vec<u8>> {
     let packed = match kind {
         Compression::Zlib => {
-            let mut encoder = DeflateEncoder::new(Vec::new(), flate2::Compression::default());
-            encoder.write_all(plain).ok()?;
-            encoder.finish().ok()?
+            let mut deflate =
+                Compress::new_with_window_bits(flate2::Compression::default(), false, WINDOW_BITS);
+            // Only what gets smaller is of use.
+            let mut packed = Vec::with_capacity(plain.len());
+            let status = deflate
+                .compress_vec(plain, &mut packed, FlushCompress::Finish)
+                .ok()?;
+            if status != Status::StreamEnd {
+                return None;
+            }
+            packed
         }
         Compression::Zstd => {
             let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 0).ok()?;
@@ -46,7 +56,8 @@ pub(crate) fn pack(kind: Compression, plain: &[u8]) -> Option<Vec<u8>> {
             encoder.finish().ok()?
         }
     };
-    (packed.len() < plain.len()).then_some(packed)
+    // It lies in whole sectors.
+    (packed.len().next_multiple_of(512) < plain.len()).then_some(packed)
 }
 
 #[cfg(test)]

@@ -34,6 +34,11 @@ impl Cx {
                 "a disk of that length with clusters of this size",
             )));
         }
+        if self.image.has_below(0) && self.image.len_of(1) > geometry.size {
+            return Err(Box::new(StorageError::Unsupported(
+                "growing a disk that is shorter than its backing file, whose contents would appear,",
+            )));
+        }
         if geometry.raw_data {
             self.lengthen_data(size).await?;
         }
