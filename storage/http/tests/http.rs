@@ -364,7 +364,7 @@ fn https_reads_from_servers_with_the_right_certificate_only() {
 }
 
 #[test]
-fn a_linked_clone_reads_its_backing_file_from_a_web_server_that_its_user_named() {
+fn hardening_06_a_clone_reads_from_a_web_server_only_if_its_user_named_it() {
     let folder = Folder::new("clone");
     let content = content(4 << 20);
     let site = Site::new(content.clone());

@@ -116,6 +116,11 @@ impl Disk {
         self.ends.recv_timeout(SOON).expect("the request never finished")
     }
 
+    /// The end of any request, if one ends within that time.
+    pub fn end_within(&self, time: Duration) -> Option<Finished> {
+        self.ends.recv_timeout(time).ok()
+    }
+
     /// One request from start to end.
     pub fn run(&self, kind: RequestKind, buffers: IoBuffers) -> Result<(), StorageError> {
         self.start(7, kind, buffers);
