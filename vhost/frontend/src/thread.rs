@@ -106,12 +106,9 @@ impl Keeper {
         self.accepted = accepted & !(self.kind.own_features | feature::RING_RESET).0;
         let accepted = self.accepted;
         let layout = ring.config.layout;
-        if ring.start == QueueState::fresh(layout) {
-            match &self.log {
-                Some(_) if first => self.log = None,
-                Some(log) => log.forget(layout, index),
-                None => {}
-            }
+        let fresh = ring.start == QueueState::fresh(layout);
+        if fresh && first {
+            self.log = None;
         }
         let base = vhost_base(layout, ring.start);
         let mut log = self.log.take();
@@ -128,7 +125,9 @@ impl Keeper {
         if self.backend.is_none() {
             ring.left(self.in_order());
         }
-        self.log = log;
+        // A back-end that starts a fresh ring begins its log anew. Where that did not come to pass, the log has this ring's past.
+        let stale = fresh && !first && self.backend.is_none();
+        self.log = log.filter(|_| !stale);
         ring.nudge();
         self.rings.insert(index, ring);
     }

@@ -263,6 +263,42 @@ fn hardening_33_a_death_at_any_step_loses_and_repeats_nothing() {
     }
 }
 
+/// A process that stops a packed ring and starts it again where it stands leaves the log as it is: to die while the log begins
+/// anew would lose the place.
+#[test]
+fn hardening_33_a_log_that_agrees_with_the_ring_is_not_begun_anew() {
+    for stands in [true, false] {
+        let mut world = World::new(3, Layout::Packed, 4, common::guest::NONE);
+        world.entries = 4;
+        let mut process = world.process(None);
+        for _ in 0..3 {
+            world.offer();
+            world.pair.driver.publish();
+            world.take(&mut process);
+            for (token, head) in process.taken.drain(..) {
+                process.device.complete(head, 16 - (token % 3) as u32);
+            }
+            process.device.publish();
+            world.reap();
+        }
+        let drained = process.device.state();
+        let state = if stands {
+            drained
+        } else {
+            QueueState::fresh(Layout::Packed)
+        };
+        let log = InflightLog {
+            fresh: true,
+            ..world.log()
+        };
+        let memory = world.pair.memory.clone();
+        let ring = DeviceRing::resume(memory, &world.pair.place.config, state, log).unwrap();
+        assert_eq!(ring.state(), state);
+        let kept = world.log.get::<1>(BASE + 16) == [drained.next_used as u8];
+        assert_eq!(kept, stands);
+    }
+}
+
 /// The layout is the document's, byte for byte.
 #[test]
 fn the_log_is_laid_out_as_the_document_says() {

@@ -152,7 +152,8 @@ where
     };
     let words = Words { area, bytes };
     let (version, entries) = (words.load(8) as u16, (words.load(8) >> 16) as u16);
-    let known = !log.fresh && version != 0;
+    let agrees = config.layout == Layout::Packed && packed::agrees(&words, log.entries, state);
+    let known = version != 0 && (!log.fresh || agrees);
     if known && (version != VERSION || entries != log.entries) {
         return Err(ConfigError::Log("its version or size is another"));
     }

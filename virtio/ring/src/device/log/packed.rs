@@ -28,6 +28,22 @@ fn to_log(descriptor: Descriptor) -> u64 {
     descriptor.word.rotate_left(32)
 }
 
+fn used_word(new: u16, old: u16) -> u64 {
+    let wraps = new >> 15 | (old >> 15) << 8;
+    word([new & !WRAP_BIT, old & !WRAP_BIT, wraps, 0])
+}
+
+/// True if the log says only where the ring stands, and that is `state`. Such a log is not begun anew: for a moment it would say
+/// nothing, and a packed ring's memory does not tell where the ring stands.
+pub(super) fn agrees<A: RingArea>(words: &Words<A>, entries: u16, state: QueueState) -> bool {
+    let QueueState {
+        next_avail,
+        next_used,
+    } = state;
+    let drained = next_avail == next_used && words.load(USED) == used_word(next_used, next_used);
+    drained && (0..entries).all(|entry| words.load(at(entry)) as u8 == 0)
+}
+
 /// One entry as this process has written it: the log's own are not read again.
 #[derive(Clone, Copy, Default)]
 struct Entry {
@@ -148,9 +164,7 @@ impl<A: RingArea, W> PackedJournal<A, W> {
 
     /// Stores the used index that is and the one to go back to, in one store.
     fn store_used(&self, old: u16) {
-        let wraps = self.used >> 15 | (old >> 15) << 8;
-        let fields = [self.used & !WRAP_BIT, old & !WRAP_BIT, wraps, 0];
-        self.words.store(USED, word(fields));
+        self.words.store(USED, used_word(self.used, old));
     }
 
     fn store_entry(&self, index: u16, inflight: bool) {
