@@ -1,9 +1,6 @@
 //! What a person sees: logs, the one error line, exit codes.
 
-use std::io::Write;
 use std::process::ExitCode;
-
-use anyhow::Context;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
@@ -58,9 +55,12 @@ pub fn exit_code(result: anyhow::Result<u8>) -> ExitCode {
     }
 }
 
-#[cfg(any(feature = "bench", feature = "monitor"))]
 /// Prints lines to standard output. A reader that has gone away (`| head`) has what it wanted.
+#[cfg(any(feature = "bench", feature = "monitor"))]
 pub fn print(text: &str) -> anyhow::Result<()> {
+    use anyhow::Context as _;
+    use std::io::Write as _;
+
     match std::io::stdout().write_all(format!("{text}\n").as_bytes()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
