@@ -204,7 +204,7 @@ fn raw_and_qcow2() {
             let mut disk = disk(&link, features);
             disk.all_blocks(Some(round), round, |_| ());
             disk.all_blocks(None, round, |_| ());
-            disk.blk.stop().unwrap();
+            drop(disk);
         }
         assert_eq!(link.status().reconnects, 0);
     }
@@ -262,7 +262,8 @@ fn hardening_32_33_killed_at_work_without_an_in_flight_log() {
     if answered < DEPTH {
         wait_until(|| disk.blk.transport().status() & status::DEVICE_NEEDS_RESET != 0);
     }
-    disk.blk.stop().unwrap();
+    // The device is taken away, which is a reset.
+    drop(disk);
     let mut again = self::disk(&link, feature::EVENT_IDX);
     again.all_blocks(None, 1, |_| ());
     again.all_blocks(Some(2), 2, |_| ());

@@ -24,7 +24,7 @@ struct Long {
     tests: &'static str,
 }
 
-const LONG: [Long; 9] = [
+const LONG: [Long; 11] = [
     Long {
         name: "kills",
         package: "treaty-tests",
@@ -54,6 +54,18 @@ const LONG: [Long; 9] = [
         package: "treaty-tests",
         program: "peer_libblkio",
         tests: "libblkio_on_four_queues",
+    },
+    Long {
+        name: "dpdk",
+        package: "treaty-tests",
+        program: "dpdk",
+        tests: "client",
+    },
+    Long {
+        name: "storage-daemon",
+        package: "treaty-tests",
+        program: "qsd_back_end",
+        tests: "killed_when_idle",
     },
     Long {
         name: "qcow2-options",

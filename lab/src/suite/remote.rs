@@ -10,7 +10,7 @@ const DAEMONS: &str = include_str!("scripts/remote-daemons.sh");
 pub fn batch() -> Batch {
     Batch {
         name: "remote".into(),
-        tests: vec![restarts(), packed(), peers()],
+        tests: vec![restarts(), packed(), reboot(), peers()],
     }
 }
 
@@ -65,6 +65,26 @@ fn packed() -> GuestTest {
         ),
         expect: vec![Expect::Console("network done".into())],
         ..long(GuestTest::new("remote-packed", guest))
+    }
+}
+
+/// The guest reboots, and the daemon is none the wiser: some end with their connection.
+fn reboot() -> GuestTest {
+    let guest = Guest {
+        devices: vec!["--disk vhost-user=$W/disk.sock".into()],
+        script: include_str!("scripts/disk-file-system.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        before: format!(
+            "{DAEMONS}\ntruncate -s 64M disk\nserve disk blk -v --disk path=$W/disk,format=raw,queues=1\n"
+        ),
+        after: format!(
+            "{DAEMONS}\nend_daemons\n\
+             want 'connections' \"$(grep -c 'front-end connected' \"$T/disk.log\")\" 1\n"
+        ),
+        expect: vec![Expect::Console("checked".into())],
+        ..long(GuestTest::new("remote-reboot", guest))
     }
 }
 

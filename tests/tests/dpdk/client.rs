@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use treaty_device_net::{Net, NetConfig};
 use treaty_net::Loopback;
 use treaty_testkit::rig::Daemon;
+use treaty_testkit::scale;
 use treaty_virtio_device::{
     Description, DeviceEvents, DeviceQueue, Features, QueueState, Reply, RestoreError, SaveError, SavedState,
     StartError, VirtioDevice,
@@ -106,6 +107,10 @@ impl Case {
 
     /// Sends a frame of every length round on each pair.
     fn run(&self, pairs: u16) {
+        (0..scale(1, 100)).for_each(|round| self.once(pairs, 0x7ea7_0000 + round * 0x100));
+    }
+
+    fn once(&self, pairs: u16, seed: u64) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("net.sock");
         let served = Served::start(&socket, pairs);
@@ -113,7 +118,7 @@ impl Case {
         let mut pcap = "net_pcap0".to_owned();
         let mut wanted = Vec::new();
         for pair in 0..pairs {
-            let frames = every_length(0x7ea7_0000 + u64::from(pair));
+            let frames = every_length(seed + u64::from(pair));
             write_pcap(&file("in", pair), &frames);
             pcap += &format!(",rx_pcap={}", file("in", pair).display());
             wanted.push(frames);
@@ -133,7 +138,7 @@ impl Case {
         let log = testpmd.quit();
         for pair in 0..pairs {
             let (got, wanted) = (read_pcap(&file("out", pair)), &wanted[usize::from(pair)]);
-            assert_same(&format!("{options}, pair {pair}"), &got, wanted);
+            assert_same(&format!("{options}, seed {seed:#x}, pair {pair}"), &got, wanted);
         }
         let accepted = Features(served.accepted.load(Ordering::Relaxed));
         let judged = feature::RING_PACKED | feature::IN_ORDER | net::feature::MRG_RXBUF | net::feature::MQ;

@@ -47,7 +47,8 @@ fn goes_round(link: Arc<Link>, ring_features: Features, seed: u64) {
     let frames = every_length(seed);
     let back = through(&mut card, &frames);
     assert_same(&format!("{ring_features:?}"), &back, &frames);
-    card.stop().unwrap();
+    // A driver waits for a reset by counting, and DPDK may be slow: the device is taken away, which is a reset, too.
+    drop(card);
 }
 
 /// Sends all frames; what came back.
