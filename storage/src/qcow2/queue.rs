@@ -153,13 +153,16 @@ impl Qcow2Queue {
         self.settle(turn);
     }
 
-    /// Hands over what jobs want from the stores, and runs those that are ready, until nothing more happens.
-    fn settle(&mut self, turn: &mut Turn<'_>) {
+    /// Hands over what jobs want from the stores, and runs those that are ready, until nothing more happens. True if
+    /// something was handed over: it may have ended already.
+    fn settle(&mut self, turn: &mut Turn<'_>) -> bool {
+        let mut submitted = false;
         loop {
             let cx = &self.cx;
             let mut busy = cx
                 .io
                 .take(&mut self.outbox, &mut self.new_jobs, &mut self.finished);
+            submitted |= !self.outbox.is_empty();
             for (store, request) in self.outbox.drain(..) {
                 self.stores.submit(turn, store, request);
             }
@@ -168,7 +171,7 @@ impl Qcow2Queue {
             }
             busy |= self.jobs.run_ready();
             if !busy {
-                return;
+                return submitted;
             }
         }
     }
@@ -235,8 +238,7 @@ impl BlockQueue for Qcow2Queue {
                     self.cx.io.ended(finished);
                 }
             }
-            self.settle(turn);
-            if !any {
+            if !self.settle(turn) && !any {
                 break;
             }
         }
