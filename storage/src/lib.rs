@@ -29,4 +29,5 @@ pub use filter::{
 pub use lock::LockTime;
 pub use memory::{NullImage, RamImage};
 pub use open::{Format, OpenOptions, open};
+pub use raw::{RawSpace, create_raw, resize_raw};
 pub use store::{Store, Stores};

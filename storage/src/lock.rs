@@ -27,6 +27,8 @@ pub enum LockTime {
     /// While it has queues. Two programs may then have it open, and the second one takes over where the first one
     /// stopped: what live migration to the same storage needs.
     Running,
+    /// Never: for tools that only look, on their user's word. What they see may not fit together.
+    Never,
 }
 
 /// Counts the queues of an image that is locked while it has any.

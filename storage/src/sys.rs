@@ -66,6 +66,16 @@ pub(crate) fn next_edge(file: &File, offset: u64) -> io::Result<(bool, Option<u6
     }
 }
 
+/// Gives a range of a file space, and makes the file that long. The range reads as before; what was no file yet as zeroes.
+pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (
+        i64::try_from(offset).map_err(io::Error::other)?,
+        i64::try_from(len).map_err(io::Error::other)?,
+    );
+    // SAFETY: fallocate takes no pointers.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) })
+}
+
 fn one_byte(kind: i32, byte: i64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,

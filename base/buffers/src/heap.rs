@@ -45,6 +45,14 @@ impl AlignedBlock {
         list
     }
 
+    /// The bytes, if nobody else has the block: no operation that it was given to is under way.
+    pub fn bytes(&mut self) -> Option<&mut [u8]> {
+        let block = Arc::get_mut(&mut self.0)?;
+        // SAFETY: the allocation has that length and was zeroed, and this is its only owner: lists made from it hold
+        // the block too, and whoever may write to it (the kernel) does so on behalf of such a list.
+        Some(unsafe { std::slice::from_raw_parts_mut(block.ptr, block.layout.size()) })
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.0.layout.size()
@@ -60,5 +68,20 @@ impl Drop for Block {
     fn drop(&mut self) {
         // SAFETY: allocated by `AlignedBlock::new` with this layout, freed once.
         unsafe { dealloc(self.ptr, self.layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AlignedBlock;
+
+    #[test]
+    fn bytes_are_for_the_only_owner() {
+        let mut block = AlignedBlock::new(8, 4096);
+        let mut list = block.buffers();
+        list.copy_from(&[1, 2, 3]);
+        assert!(block.bytes().is_none());
+        drop(list);
+        assert_eq!(block.bytes().unwrap()[..4], [1, 2, 3, 0]);
     }
 }

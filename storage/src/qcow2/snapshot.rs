@@ -36,6 +36,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// How many instructions the guest had executed, if somebody counted them.
+    pub fn instructions(&self) -> Option<u64> {
+        be64(&self.extra, 16).filter(|count| *count != u64::MAX)
+    }
+
     /// Reads one entry; answers where the next begins.
     fn parse(bytes: &[u8], at: usize, disk_bytes: u64) -> Option<(Self, usize)> {
         let id_len = usize::from(be16(bytes, at + 12)?);

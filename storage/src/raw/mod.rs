@@ -1,5 +1,7 @@
 mod image;
+mod manage;
 mod queue;
 mod step;
 
 pub(crate) use image::{RawFile, RawImage};
+pub use manage::{RawSpace, create_raw, resize_raw};
