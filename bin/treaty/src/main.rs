@@ -10,6 +10,7 @@ mod config;
 mod ctl;
 #[cfg(feature = "monitor")]
 mod doctor;
+mod img;
 mod nbd;
 mod output;
 #[cfg(feature = "monitor")]
@@ -35,6 +36,7 @@ enum Command {
     #[cfg(feature = "monitor")]
     Run(Box<run::Args>),
     Serve(serve::Args),
+    Img(Box<img::Args>),
     #[cfg(feature = "monitor")]
     Ctl(ctl::Args),
     #[cfg(feature = "monitor")]
@@ -45,12 +47,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     let log = output::start_logging(cli.verbose);
     let result = match cli.command {
         #[cfg(feature = "monitor")]
         Command::Run(args) => run::main(*args),
         Command::Serve(args) => serve::main(args, log),
+        Command::Img(args) => img::main(&args),
         #[cfg(feature = "monitor")]
         Command::Ctl(args) => ctl::main(&args),
         #[cfg(feature = "monitor")]
@@ -60,4 +66,16 @@ fn main() -> ExitCode {
         Command::Completions(args) => completions::main::<Cli>(&args),
     };
     output::exit_code(result)
+}
+
+/// Help, or a command line that is wrong: code 2, and 1 for `treaty img`, where 2 says something about an image.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let is_img = std::env::args_os().nth(1).is_some_and(|name| name == "img");
+    let code = match error.exit_code() {
+        2 if is_img => 1,
+        code => code,
+    };
+    // A reader that has gone away needs no help.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

@@ -49,14 +49,18 @@ pub fn exit_code(result: anyhow::Result<u8>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("treaty: {}", one_line(&error));
+            complain(&error);
             ExitCode::from(1)
         }
     }
 }
 
+/// Says an error, in one line on standard error.
+pub fn complain(error: &anyhow::Error) {
+    eprintln!("treaty: {}", one_line(error));
+}
+
 /// Prints lines to standard output. A reader that has gone away (`| head`) has what it wanted.
-#[cfg(any(feature = "bench", feature = "monitor"))]
 pub fn print(text: &str) -> anyhow::Result<()> {
     use anyhow::Context as _;
     use std::io::Write as _;
