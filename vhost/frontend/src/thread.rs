@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub struct Keeper {
     accepted: u64,
     /// What is in flight, for the back-end's successor.
     log: Option<KeptLog>,
+    /// Rings that were started since it was made.
+    logged: BTreeSet<u16>,
     pause: Duration,
     next_try: Instant,
 }
@@ -60,6 +62,7 @@ impl Keeper {
             rings: BTreeMap::new(),
             accepted: 0,
             log: None,
+            logged: BTreeSet::new(),
             pause: FIRST_PAUSE,
             next_try: Instant::now(),
         }
@@ -109,6 +112,7 @@ impl Keeper {
         let fresh = ring.start == QueueState::fresh(layout);
         if fresh && first {
             self.log = None;
+            self.logged.clear();
         }
         let base = vhost_base(layout, ring.start);
         let mut log = self.log.take();
@@ -126,7 +130,8 @@ impl Keeper {
             ring.left(self.in_order());
         }
         // A back-end that starts a fresh ring begins its log anew. Where that did not come to pass, the log has this ring's past.
-        let stale = fresh && !first && self.backend.is_none();
+        let past = !self.logged.insert(index);
+        let stale = fresh && past && self.backend.is_none();
         self.log = log.filter(|_| !stale);
         ring.nudge();
         self.rings.insert(index, ring);
