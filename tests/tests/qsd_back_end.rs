@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use treaty_lab::peers;
 use treaty_testkit::guest_memory;
 use treaty_testkit::ours::{self, RigDma};
-use treaty_vhost_frontend::{Kind, Link, Peer, VhostUserDevice};
+use treaty_vhost_frontend::{BackendError, Kind, Link, Peer, VhostUserDevice};
 use treaty_virtio_driver::{Blk, BlkOperation, DmaMemory, DriverOptions, Transport};
 use treaty_virtio_ring::Segment;
 use treaty_virtio_spec::{Features, feature, status};
@@ -138,6 +138,17 @@ impl<T: Transport> Disk<T> {
     }
 }
 
+/// The socket is there a moment before it is listened on.
+fn open(socket: &Path) -> Arc<Link> {
+    Arc::new(wait_for(|| {
+        let peer = Peer::Connect(socket.to_owned());
+        match Link::open(peer, Kind::blk(1)) {
+            Err(BackendError::Connect { .. }) => None,
+            answer => Some(answer.unwrap()),
+        }
+    }))
+}
+
 fn disk(link: &Arc<Link>, ring_features: Features) -> Disk<impl Transport> {
     assert!(
         link.ring_features().has(ring_features),
@@ -195,7 +206,7 @@ fn raw_and_qcow2() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
         let _storage = Storage::start(&image(dir.path(), format), format, &socket);
-        let link = Arc::new(Link::open(Peer::Connect(socket), Kind::blk(1)).unwrap());
+        let link = open(&socket);
         for (round, features) in (1..).zip([
             Features::NONE,
             feature::EVENT_IDX,
@@ -217,7 +228,7 @@ fn hardening_32_killed_when_idle() {
     let socket = dir.path().join("disk.sock");
     let image = image(dir.path(), "raw");
     let mut storage = Some(Storage::start(&image, "raw", &socket));
-    let link = Arc::new(Link::open(Peer::Connect(socket.clone()), Kind::blk(1)).unwrap());
+    let link = open(&socket);
     let mut disk = disk(&link, feature::EVENT_IDX);
     for round in 1..=treaty_testkit::scale(4, 100) {
         disk.all_blocks(Some(round), round, |_| ());
@@ -244,7 +255,7 @@ fn hardening_32_33_killed_at_work_without_an_in_flight_log() {
     let socket = dir.path().join("disk.sock");
     let image = image(dir.path(), "raw");
     let mut storage = Some(Storage::start(&image, "raw", &socket));
-    let link = Arc::new(Link::open(Peer::Connect(socket.clone()), Kind::blk(1)).unwrap());
+    let link = open(&socket);
     let mut disk = disk(&link, feature::EVENT_IDX);
     disk.all_blocks(Some(1), 1, |_| ());
     for slot in 0..DEPTH {
