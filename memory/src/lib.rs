@@ -14,9 +14,11 @@ mod fault;
 mod guest;
 mod iotlb;
 mod region;
+mod userfault;
 
 pub use dirty::{DIRTY_PAGE, DirtyLog};
 pub use fault::FaultWatch;
 pub use guest::{GuestMemory, MemoryError};
 pub use iotlb::{Access, Iotlb, Miss};
 pub use region::{HostRange, Region, RegionError};
+pub use userfault::Userfault;

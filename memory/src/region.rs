@@ -2,6 +2,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::fault::{FaultGuard, FaultWatch};
 
@@ -10,12 +11,19 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Bytes of an ordinary page.
 const SMALL_PAGE: usize = 4096;
 
-/// One mapped piece of guest memory, unmapped on drop.
+/// One mapped piece of guest memory, unmapped with the last region that [shares](Self::share) it.
 pub struct Region {
     guest_start: u64,
     host: NonNull<u8>,
     len: usize,
-    file: Option<(File, u64)>,
+    mapping: Arc<Mapping>,
+}
+
+/// What regions that share memory have in common.
+struct Mapping {
+    host: NonNull<u8>,
+    len: usize,
+    file: (File, u64),
     guard: Option<FaultGuard>,
 }
 
@@ -23,6 +31,10 @@ pub struct Region {
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
+// SAFETY: as above.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
 
 /// Why a region could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -114,30 +126,29 @@ impl Region {
     /// If the file is shorter than `offset + len`, touching the rest raises SIGBUS: see [`of_peer`](Self::of_peer) for files
     /// that another process can truncate.
     pub fn from_file(guest_start: u64, len: usize, file: File, offset: u64) -> Result<Self, RegionError> {
-        check_range(guest_start, len)?;
-        if !offset.is_multiple_of(4096) || i64::try_from(offset).is_err() {
-            return Err(RegionError::BadRange { start: offset, len });
-        }
-        let fail = |source| RegionError::Map {
-            action: "map",
-            len,
-            source,
-        };
-        let page = page_bytes(&file).map_err(fail)?;
-        if !offset.is_multiple_of(page as u64) || page > SMALL_PAGE && !len.is_multiple_of(page) {
-            return Err(RegionError::BadRange { start: offset, len });
-        }
-        let host = map_aligned(len, &file, offset, page.max(HUGE_PAGE)).map_err(fail)?;
-        Ok(Self {
-            guest_start,
-            host,
-            len,
-            file: Some((file, offset)),
-            guard: None,
-        })
+        Ok(Self::of(guest_start, map_file(guest_start, len, file, offset)?))
     }
 
-    /// The same for a file that another process owns: should it be truncated, the missing pages read as zeros and `watch` tells.
+    fn of(guest_start: u64, mapping: Mapping) -> Self {
+        Self {
+            guest_start,
+            host: mapping.host,
+            len: mapping.len,
+            mapping: Arc::new(mapping),
+        }
+    }
+
+    /// The same memory once more, in the same place.
+    pub fn share(&self) -> Self {
+        Self {
+            guest_start: self.guest_start,
+            host: self.host,
+            len: self.len,
+            mapping: self.mapping.clone(),
+        }
+    }
+
+    /// As [`from_file`](Self::from_file), for a file that another process owns: should it be truncated, the missing pages read as zeros and `watch` tells.
     pub fn of_peer(
         guest_start: u64,
         len: usize,
@@ -145,17 +156,16 @@ impl Region {
         offset: u64,
         watch: &FaultWatch,
     ) -> Result<Self, RegionError> {
-        let mut region = Self::from_file(guest_start, len, file, offset)?;
-        let pages = len.next_multiple_of(4096);
-        // SAFETY: the mapping just made, of whole pages; `drop` drops the guard before it unmaps, and whoever touches the region
-        // holds it.
-        let guard = unsafe { watch.guard(region.host, pages) };
-        region.guard = Some(guard.map_err(|source| RegionError::Map {
+        let mut mapping = map_file(guest_start, len, file, offset)?;
+        // SAFETY: the mapping just made, of whole pages; `drop` drops the guard before it unmaps, and whoever touches the memory
+        // holds a region of it.
+        let guard = unsafe { watch.guard(mapping.host, mapping.pages()) };
+        mapping.guard = Some(guard.map_err(|source| RegionError::Map {
             action: "watch",
             len,
             source,
         })?);
-        Ok(region)
+        Ok(Self::of(guest_start, mapping))
     }
 
     /// First guest physical address.
@@ -175,7 +185,8 @@ impl Region {
 
     /// The backing file and the offset of the region's first byte in it.
     pub fn file(&self) -> Option<(&File, u64)> {
-        self.file.as_ref().map(|(file, offset)| (file, *offset))
+        let (file, offset) = &self.mapping.file;
+        Some((file, *offset))
     }
 
     /// Host address of the first byte, for registering the region with KVM or a peer. Valid while the
@@ -194,6 +205,11 @@ impl Region {
         self.host
     }
 
+    /// Bytes of whole pages.
+    pub(crate) fn pages(&self) -> usize {
+        self.mapping.pages()
+    }
+
     pub(crate) fn range(&self, offset: usize, len: usize) -> Option<HostRange> {
         let end = offset.checked_add(len)?;
         if end > self.len {
@@ -205,12 +221,42 @@ impl Region {
     }
 }
 
-impl Drop for Region {
+impl Mapping {
+    fn pages(&self) -> usize {
+        self.len.next_multiple_of(SMALL_PAGE)
+    }
+}
+
+impl Drop for Mapping {
     fn drop(&mut self) {
         self.guard = None;
-        // SAFETY: mapped by `from_file` with this length; whoever used the pointers held this region.
+        // SAFETY: mapped by `map_file` with this length; whoever used the pointers held a region of this mapping.
         unsafe { libc::munmap(self.host.as_ptr().cast(), self.len) };
     }
+}
+
+/// Maps a file as [`Region::from_file`] says.
+fn map_file(guest_start: u64, len: usize, file: File, offset: u64) -> Result<Mapping, RegionError> {
+    check_range(guest_start, len)?;
+    if !offset.is_multiple_of(4096) || i64::try_from(offset).is_err() {
+        return Err(RegionError::BadRange { start: offset, len });
+    }
+    let fail = |source| RegionError::Map {
+        action: "map",
+        len,
+        source,
+    };
+    let page = page_bytes(&file).map_err(fail)?;
+    if !offset.is_multiple_of(page as u64) || page > SMALL_PAGE && !len.is_multiple_of(page) {
+        return Err(RegionError::BadRange { start: offset, len });
+    }
+    let host = map_aligned(len, &file, offset, page.max(HUGE_PAGE)).map_err(fail)?;
+    Ok(Mapping {
+        host,
+        len,
+        file: (file, offset),
+        guard: None,
+    })
 }
 
 /// Bytes of the file's pages: hugetlbfs has no smaller ones than its own.

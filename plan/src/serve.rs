@@ -29,6 +29,9 @@ pub struct ServedPlan {
     /// Addresses may be translated by the guest's IOMMU.
     #[serde(default)]
     pub iommu: bool,
+    /// Memory may arrive after a migrated guest has started; for front-ends that are trusted.
+    #[serde(default)]
+    pub postcopy: bool,
     /// A disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskPlan>,

@@ -89,6 +89,10 @@ struct Socket {
     /// Offer ACCESS_PLATFORM: the guest's IOMMU may translate addresses (QEMU: iommu_platform=on,ats=on).
     #[arg(long)]
     iommu: bool,
+    /// Offer PAGEFAULT: memory of a migrated guest may arrive after the guest has started. The front-end can then write to this
+    /// process: for one that is trusted.
+    #[arg(long)]
+    postcopy: bool,
 }
 
 /// The threads that run a device's virtqueues; in a file, fields of `disk` and `net`.
@@ -221,7 +225,10 @@ fn from_flags(device: Device, chars: &CharContext, disks: &mut DiskContext) -> a
     Ok(Ready {
         opened,
         endpoint: socket.endpoint()?,
-        options: Options { iommu: socket.iommu },
+        options: Options {
+            iommu: socket.iommu,
+            postcopy: socket.postcopy,
+        },
     })
 }
 
@@ -236,7 +243,10 @@ fn from_file(
         Ok(Ready {
             opened,
             endpoint: endpoint(device.socket.clone(), device.client)?,
-            options: Options { iommu: device.iommu },
+            options: Options {
+                iommu: device.iommu,
+                postcopy: device.postcopy,
+            },
         })
     };
     let ready = plan

@@ -1,5 +1,6 @@
 //! One function per message. [`table`](treaty_vhost_protocol::table) has checked sizes, descriptors and protocol features before.
 
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::inflight;
 use crate::iotlb;
 use crate::memory::{MAX_SLOTS, RegionRefused};
 use crate::notify::set_nonblocking;
+use crate::postcopy;
 use crate::session::{Session, SessionError, refused};
 use crate::state;
 use crate::vring::Vring;
@@ -30,6 +32,8 @@ pub enum Outcome {
     Done,
     /// An answer of its own.
     Payload(Vec<u8>, Vec<OwnedFd>),
+    /// An answer to a request that has none otherwise.
+    Extra(Vec<u8>),
     /// Not done, and the connection can go on if the peer hears of it.
     Rejected(String),
     /// Part of a feature that is not offered, and no harm if it is passed over.
@@ -39,11 +43,16 @@ pub enum Outcome {
 type Result<T> = std::result::Result<T, SessionError>;
 
 /// Protocol features on offer. CONFIG only for devices that have a configuration: QEMU warns of it where it has no use for it.
+/// PAGEFAULT only where it is wanted and the host has it.
 pub fn offered_protocol(session: &Session<'_>) -> u64 {
-    match session.device.description().config_len {
-        0 => PROTOCOL_FEATURES & !features::CONFIG,
-        _ => PROTOCOL_FEATURES,
+    let mut offered = PROTOCOL_FEATURES;
+    if session.device.description().config_len == 0 {
+        offered &= !features::CONFIG;
     }
+    if !session.postcopy.is_offered() {
+        offered &= !features::PAGEFAULT;
+    }
+    offered
 }
 
 /// Protocol features on offer at most.
@@ -51,6 +60,7 @@ const PROTOCOL_FEATURES: u64 = features::MQ
     | features::LOG_SHMFD
     | features::REPLY_ACK
     | features::BACKEND_REQ
+    | features::PAGEFAULT
     | features::CONFIG
     | features::INFLIGHT_SHMFD
     | features::RESET_DEVICE
@@ -90,6 +100,9 @@ pub fn handle(session: &mut Session<'_>, message: Message) -> Result<Outcome> {
         code::SET_STATUS => set_status(session, &message),
         code::GET_STATUS => Ok(number(u64::from(status(session)))),
         code::IOTLB_MSG => iotlb::message(session, &message),
+        code::POSTCOPY_ADVISE if session.postcopy.is_offered() => postcopy::advise(session),
+        code::POSTCOPY_LISTEN if session.postcopy.is_offered() => postcopy::listen(session),
+        code::POSTCOPY_END if session.postcopy.is_offered() => postcopy::end(session),
         code::SET_DEVICE_STATE_FD => state::begin(session, message),
         code::CHECK_DEVICE_STATE => Ok(state::check(session)),
         _ => Ok(not_served(message)),
@@ -194,6 +207,9 @@ fn memory_error(request: &'static str) -> impl Fn(RegionRefused) -> SessionError
 }
 
 fn set_mem_table(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    if session.postcopy.is_ack(&message) {
+        return postcopy::acknowledged(session);
+    }
     let name = message.row.name;
     let header: TableHeader = message.read()?;
     let rest = message
@@ -213,18 +229,21 @@ fn set_mem_table(session: &mut Session<'_>, mut message: Message) -> Result<Outc
     session.with_rings_stopped(|session| {
         session.memory.replace(table).map_err(memory_error(name))?;
         iotlb::renew(session)?;
-        Ok(Outcome::Done)
+        postcopy::changed(session, message.payload, size_of::<TableHeader>())
     })
 }
 
 fn add_mem_reg(session: &mut Session<'_>, mut message: Message) -> Result<Outcome> {
+    if session.postcopy.is_ack(&message) {
+        return postcopy::acknowledged(session);
+    }
     let name = message.row.name;
     let SingleRegion { region, .. } = message.read()?;
     let fd = message.take_fd().ok_or_else(|| refused(name, "no descriptor"))?;
     session.with_rings_stopped(|session| {
         session.memory.add(region, fd).map_err(memory_error(name))?;
         iotlb::renew(session)?;
-        Ok(Outcome::Done)
+        postcopy::changed(session, message.payload, offset_of!(SingleRegion, region))
     })
 }
 
@@ -234,6 +253,7 @@ fn rem_mem_reg(session: &mut Session<'_>, message: &Message) -> Result<Outcome> 
     session.with_rings_stopped(|session| {
         session.memory.remove(&region).map_err(memory_error(name))?;
         iotlb::renew(session)?;
+        postcopy::cover(session)?;
         Ok(Outcome::Done)
     })
 }

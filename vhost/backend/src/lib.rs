@@ -20,6 +20,7 @@ mod inflight;
 mod iotlb;
 mod memory;
 mod notify;
+mod postcopy;
 mod server;
 mod session;
 mod state;

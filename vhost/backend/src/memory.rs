@@ -74,7 +74,7 @@ impl MemoryTable {
             check(&region, &file, &entries)?;
             entries.push((region, file));
         }
-        self.install(entries)?;
+        self.install(entries, None)?;
         self.again.clear();
         Ok(())
     }
@@ -97,7 +97,7 @@ impl MemoryTable {
         let mut entries = self.duplicate()?;
         check(&region, &file, &entries)?;
         entries.push((region, file));
-        self.install(entries)
+        self.install(entries, self.mapped.clone())
     }
 
     /// One region less. Sizes and addresses must be those that it was added with.
@@ -116,7 +116,7 @@ impl MemoryTable {
         if entries.len() == before {
             return Err(RegionRefused::NoSuchRegion(*region));
         }
-        self.install(entries)
+        self.install(entries, self.mapped.clone())
     }
 
     /// The mapped memory, if there is a table.
@@ -149,17 +149,27 @@ impl MemoryTable {
             .collect()
     }
 
-    fn install(&mut self, entries: Vec<(MemoryRegion, File)>) -> Result<(), RegionRefused> {
+    /// Maps what is not mapped in `before`. What is stays where it is: the front-end may have been told its address.
+    fn install(
+        &mut self,
+        entries: Vec<(MemoryRegion, File)>,
+        before: Option<GuestMemory>,
+    ) -> Result<(), RegionRefused> {
+        let before = before.as_ref().map_or(&[][..], GuestMemory::regions);
         let mut mapped = Vec::with_capacity(entries.len());
         for (region, file) in &entries {
             let len = usize::try_from(region.size).map_err(|_| RegionRefused::Range(*region))?;
-            mapped.push(Region::of_peer(
-                region.guest_address,
-                len,
-                file.try_clone()?,
-                region.mmap_offset,
-                &self.watch,
-            )?);
+            let same = |one: &&Region| (one.guest_start(), one.len()) == (region.guest_address, len);
+            mapped.push(match before.iter().find(same) {
+                Some(one) => one.share(),
+                None => Region::of_peer(
+                    region.guest_address,
+                    len,
+                    file.try_clone()?,
+                    region.mmap_offset,
+                    &self.watch,
+                )?,
+            });
         }
         self.mapped = if mapped.is_empty() {
             None

@@ -37,6 +37,9 @@ pub struct Options {
     /// Addresses may be translated by the guest's IOMMU (ACCESS_PLATFORM). There are front-ends that accept it and then send no
     /// translations.
     pub iommu: bool,
+    /// Memory may arrive after the guest has started (PAGEFAULT). The front-end gets a descriptor by which it can write to this
+    /// process and hold its threads: for front-ends that are trusted.
+    pub postcopy: bool,
 }
 
 /// As [`serve`], with options.

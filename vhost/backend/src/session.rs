@@ -20,6 +20,7 @@ use crate::inflight::Logs;
 use crate::iotlb;
 use crate::memory::{MemoryTable, RegionRefused};
 use crate::notify::{Events, RingEvents};
+use crate::postcopy::Postcopy;
 use crate::server::Options;
 use crate::state::{self, Transfer};
 use crate::vring::Vring;
@@ -122,6 +123,8 @@ pub struct Session<'d> {
     pub(crate) iotlb: Option<Arc<Iotlb>>,
     /// State that the device has not been given yet.
     pub(crate) loaded: Option<SavedState>,
+    /// Memory whose pages arrive later.
+    pub(crate) postcopy: Postcopy,
 }
 
 /// A network card's features that mean nothing without CTRL_VQ. virtio 1.3 §5.1.3.1
@@ -164,12 +167,16 @@ impl<'d> Session<'d> {
             loaded: None,
             iommu: options.iommu,
             iotlb: None,
+            postcopy: Postcopy::new(options.postcopy),
         })
     }
 
     /// Answers messages until the peer has gone or `stop` is stopped; then every ring is drained and the device reset.
     pub fn serve(mut self, stop: &Stop) -> Result<(), SessionError> {
+        self.postcopy.stop_with(stop);
         let mut result = self.answer_all(stop);
+        // First: rings may wait for pages that nobody brings any more.
+        self.postcopy.end();
         if self.watch.is_lost() {
             // Whatever else went wrong may come from zeros where there was memory.
             result = Err(SessionError::MemoryLost);
@@ -235,6 +242,7 @@ impl<'d> Session<'d> {
                 let fds: Vec<_> = fds.iter().map(std::os::fd::AsFd::as_fd).collect();
                 self.channel.reply(row, &payload, &fds)?;
             }
+            Outcome::Extra(payload) => self.channel.reply(row, &payload, &[])?,
             Outcome::Done if acks => self.channel.reply_value(row, &0u64)?,
             Outcome::Rejected(reason) => {
                 tracing::warn!(request = row.name, %reason, "refused");
@@ -276,7 +284,8 @@ impl<'d> Session<'d> {
     pub(crate) fn start_if_ready(&mut self, index: usize) -> Result<(), SessionError> {
         let ready = self.vrings.get(index).is_some_and(|vring| {
             let enabled = vring.enabled || !self.enables_rings();
-            enabled && !vring.running && vring.kick.is_some() && vring.addr.is_some() && vring.size > 0
+            let free = !vring.running && !self.postcopy.holds_rings();
+            enabled && free && vring.kick.is_some() && vring.addr.is_some() && vring.size > 0
         });
         if !ready {
             return Ok(());

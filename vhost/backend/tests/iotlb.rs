@@ -42,7 +42,10 @@ impl Guest {
         std::thread::spawn(move || {
             let worker = Worker::start("iotlb", ReactorKind::Auto).unwrap();
             let mut device = device(worker.handle());
-            let options = Options { iommu: true };
+            let options = Options {
+                iommu: true,
+                ..Options::default()
+            };
             let stop = Stop::new().unwrap();
             serve_with(Endpoint::Connected(theirs), &mut *device, &stop, &options).unwrap();
         });

@@ -15,7 +15,8 @@ use treaty_virtio_ring::Segment;
 use treaty_virtio_spec::feature;
 use treaty_worker::{ReactorKind, Worker};
 
-/// The front-end's requests in the document, QEMU 11: number, name, and whether ours serves it.
+/// The front-end's requests in the document, QEMU 11: number, name, and whether ours serves it. POSTCOPY is served
+/// only where it is wanted: `postcopy.rs`.
 const DOCUMENT: [(u32, &str, bool); 44] = [
     (1, "GET_FEATURES", true),
     (2, "SET_FEATURES", true),

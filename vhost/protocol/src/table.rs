@@ -91,7 +91,8 @@ pub mod frontend {
         34 RESET_DEVICE 0..=0, 0..=0, Ack, RESET_DEVICE_FEATURE;
         35 VRING_KICK 8..=8, 0..=0, Ack, INBAND_NOTIFICATIONS;
         36 GET_MAX_MEM_SLOTS 0..=0, 0..=0, Payload, CONFIGURE_MEM_SLOTS;
-        37 ADD_MEM_REG 40..=40, 1..=1, Ack, CONFIGURE_MEM_SLOTS;
+        // 8 bytes and no descriptor: the end of what is added in postcopy.
+        37 ADD_MEM_REG 8..=40, 0..=1, Ack, CONFIGURE_MEM_SLOTS;
         38 REM_MEM_REG 40..=40, 0..=1, Ack, CONFIGURE_MEM_SLOTS;
         39 SET_STATUS 8..=8, 0..=0, Ack, STATUS;
         40 GET_STATUS 0..=0, 0..=0, Payload, STATUS;

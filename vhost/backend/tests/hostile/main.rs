@@ -38,7 +38,10 @@ fn daemon(
 ) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let stop = Stop::new().unwrap();
-        let options = Options { iommu: true };
+        let options = Options {
+            iommu: true,
+            ..Options::default()
+        };
         for stream in streams {
             serve_with(Endpoint::Connected(stream), &mut *device, &stop, &options).unwrap();
             ended.send(()).unwrap();
