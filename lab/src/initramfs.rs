@@ -28,10 +28,13 @@ const L1_MODULES: [&str; 9] = [
 ];
 
 /// What a guest needs for each device that Treaty has.
-const GUEST_MODULES: [&str; 12] = [
+const GUEST_MODULES: [&str; 15] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
+    "ata_piix",
+    "sd_mod",
+    "sr_mod",
     "virtio_net",
     "e1000",
     "virtio_console",

@@ -1,12 +1,15 @@
 use crate::workers::check_poll;
 use crate::{
-    CharTarget, DiskFormat, DiskPlan, MAX_CPUS, MachinePlan, MemorySize, NetModel, NetPlan, TransportChoice,
+    CharTarget, DiskFormat, DiskInterface, DiskMedia, DiskPlan, MAX_CPUS, MachinePlan, MemorySize, NetModel,
+    NetPlan, OnError, TransportChoice,
 };
 
 const MIN_MEMORY: MemorySize = MemorySize::mib(16);
 const MAX_MEMORY: MemorySize = MemorySize::mib(1 << 20);
 const MAX_CMDLINE: usize = 2047;
 const MAX_QUEUES: u16 = 32;
+/// Two on each of two channels.
+const IDE_DRIVES: usize = 4;
 const MAX_DISK_SERIAL: usize = 20;
 
 /// A plan that cannot be built, whatever the host. The text names the field and what is allowed.
@@ -48,6 +51,12 @@ impl MachinePlan {
             disk.check()
                 .map_err(|text| PlanError(format!("disk {index}: {text}")))?;
         }
+        let ide = |disk: &&DiskPlan| disk.interface == DiskInterface::Ide;
+        if self.disks.iter().filter(ide).count() > IDE_DRIVES {
+            return refuse(format!(
+                "disk: IDE has {IDE_DRIVES} drives at most; use virtio for the others"
+            ));
+        }
         for (index, net) in self.nets.iter().enumerate() {
             net.check()
                 .map_err(|text| PlanError(format!("net {index}: {text}")))?;
@@ -74,6 +83,7 @@ impl MachinePlan {
 
 impl DiskPlan {
     pub(crate) fn check(&self) -> Result<(), String> {
+        self.check_interface()?;
         check_queues(self.queues)?;
         self.workers().check(self.queues)?;
         self.check_storage()?;
@@ -95,6 +105,23 @@ impl DiskPlan {
             )),
             _ => Ok(()),
         }
+    }
+
+    fn check_interface(&self) -> Result<(), String> {
+        let (ide, cdrom) = (
+            self.interface == DiskInterface::Ide,
+            self.media == DiskMedia::Cdrom,
+        );
+        if cdrom && !ide {
+            return Err("media=cdrom: only with if=ide".into());
+        }
+        if ide && self.on_error == OnError::Stop {
+            return Err("if=ide: on-error=stop is for virtio disks".into());
+        }
+        if ide && (self.queues != 1 || self.block_size.is_some() || self.transport != TransportChoice::Pci) {
+            return Err("if=ide: such a drive has one queue, blocks of 512 bytes, and is on PCI".into());
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Amount, CacheChoice, CharTarget, MemorySize, NumberList, OnError, PollChoice, WorkersPlan};
+use crate::{
+    Amount, CacheChoice, CharTarget, FlagError, MemorySize, NumberList, OnError, PollChoice, WorkersPlan,
+};
 
 /// How a virtio device shows its registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -148,6 +150,12 @@ pub struct DiskPlan {
     /// The longest that an adaptive one looks on, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_us: Option<u32>,
+    /// What the disk is connected to: virtio-blk, or the IDE controller (first channel first; four drives at most).
+    #[serde(default, rename = "if")]
+    pub interface: DiskInterface,
+    /// A disk, or a CD-ROM that only IDE has.
+    #[serde(default)]
+    pub media: DiskMedia,
     /// Register transport.
     #[serde(default)]
     pub transport: TransportChoice,
@@ -157,6 +165,12 @@ pub struct DiskPlan {
 }
 
 impl DiskPlan {
+    /// A CD-ROM on IDE with that ISO file in it.
+    pub fn cdrom(path: PathBuf) -> Result<Self, FlagError> {
+        let plan: Self = crate::from_flag("format=raw,readonly,if=ide,media=cdrom", None)?;
+        Ok(Self { path, ..plan })
+    }
+
     /// Its worker threads.
     pub fn workers(&self) -> WorkersPlan {
         WorkersPlan {
@@ -183,6 +197,28 @@ impl DiskPlan {
         self.poll = poll.or(self.poll);
         self.poll_us = poll_us.or(self.poll_us);
     }
+}
+
+/// How a guest reaches a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskInterface {
+    /// virtio-blk.
+    #[default]
+    Virtio,
+    /// A drive of the PIIX3's IDE controller.
+    Ide,
+}
+
+/// What a drive is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskMedia {
+    /// A hard disk.
+    #[default]
+    Disk,
+    /// A CD-ROM or DVD-ROM; the image is an ISO file, and is not written.
+    Cdrom,
 }
 
 /// What a network card is to the guest.

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub use check::PlanError;
 pub use devices::{
-    ConsolePlan, DiskFormat, DiskPlan, LockChoice, NetBackend, NetModel, NetPlan, RingChoice, RngPlan,
-    TransportChoice,
+    ConsolePlan, DiskFormat, DiskInterface, DiskMedia, DiskPlan, LockChoice, NetBackend, NetModel, NetPlan,
+    RingChoice, RngPlan, TransportChoice,
 };
 pub use flags::{FlagError, from_flag};
 pub use nbd::{ExportPlan, NbdPlan};

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::check::PlanError;
-use crate::{ConsolePlan, DiskPlan, NbdPlan, NetModel, NetPlan, OnError};
+use crate::{ConsolePlan, DiskInterface, DiskPlan, NbdPlan, NetModel, NetPlan, OnError};
 
 /// What one daemon process serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -63,6 +63,9 @@ impl Served<'_> {
     /// Refuses values out of range and impossible combinations. Touches no file.
     pub fn check(&self) -> Result<(), PlanError> {
         match self {
+            Self::Disk(disk) if disk.interface != DiskInterface::Virtio => Err(PlanError::new(
+                "if: only a virtio disk can be served; leave it out".into(),
+            )),
             Self::Disk(disk) if disk.on_error == OnError::Stop => Err(PlanError::new(
                 "on-error=stop: a daemon has no API by which it could be resumed".into(),
             )),

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use treaty_catalog::{CharContext, DiskContext, Opened, console, disk, net, rng};
+use treaty_catalog::{CharContext, DiskContext, Opened, console, disk, image, net, rng};
 use treaty_vhost_frontend::Link;
 
-use crate::emulated::Card;
+use crate::emulated::{Card, Drives, Emulated};
 use crate::life::{End, Life};
 use crate::machine::BuildError;
-use crate::plan::{ConsolePlan, MachinePlan, NetModel, RingChoice, TransportChoice, VhostUserPlan};
+use crate::plan::{
+    ConsolePlan, DiskInterface, MachinePlan, NetModel, RingChoice, TransportChoice, VhostUserPlan,
+};
 use crate::remote;
 
 /// How the devices of one kind come out of a plan: opened, each with where it is to go.
@@ -31,7 +33,7 @@ pub(crate) enum Source {
     /// Its back-end runs it in another process.
     Elsewhere(String, Arc<Link>),
     /// It is no virtio device.
-    Emulated(Card),
+    Emulated(Emulated),
 }
 
 /// Opens everything that the plan names.
@@ -53,14 +55,29 @@ pub(crate) fn char_context(life: &Arc<Life>) -> CharContext {
 
 fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
     let mut context = DiskContext::default();
-    let slot = |(index, plan): (usize, &crate::plan::DiskPlan)| {
-        Ok(Slot {
-            source: Source::Here(disk(&format!("disk{index}"), plan, &mut context)?),
+    let mut slots = Vec::new();
+    let mut drives = Vec::new();
+    for (index, plan) in plan.disks.iter().enumerate() {
+        let name = format!("disk{index}");
+        if plan.interface == DiskInterface::Ide {
+            let image = image(&name, plan, &mut context)?;
+            drives.push((image, plan));
+            continue;
+        }
+        slots.push(Slot {
+            source: Source::Here(disk(&name, plan, &mut context)?),
             transport: plan.transport,
             ring: plan.ring,
-        })
-    };
-    plan.disks.iter().enumerate().map(slot).collect()
+        });
+    }
+    if !drives.is_empty() {
+        slots.push(Slot {
+            source: Source::Emulated(Emulated::Drives(Drives::new(drives))),
+            transport: TransportChoice::Pci,
+            ring: RingChoice::default(),
+        });
+    }
+    Ok(slots)
 }
 
 fn nets(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
@@ -68,7 +85,7 @@ fn nets(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
         let name = format!("net{index}");
         let source = match plan.model {
             NetModel::Virtio => Source::Here(net(&name, plan)?),
-            _ => Source::Emulated(Card::open(&name, plan)?),
+            _ => Source::Emulated(Emulated::Card(Card::open(&name, plan)?)),
         };
         Ok(Slot {
             source,

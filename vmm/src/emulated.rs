@@ -1,10 +1,65 @@
 //! Devices that are not virtio: opened once, built for each boot.
 
+use std::sync::Arc;
+
 use treaty_catalog::{CatalogError, packets};
 use treaty_e1000::{Config, E1000, E1000Error, Model, Parts};
+use treaty_ide::DriveConfig;
 use treaty_net::PacketBackend;
+use treaty_storage::BlockImage;
+use treaty_worker::WorkerHandle;
 
-use crate::plan::{NetModel, NetPlan};
+use crate::plan::{DiskMedia, DiskPlan, NetModel, NetPlan};
+
+/// A device of a kind that the machine has one place for.
+pub(crate) enum Emulated {
+    /// A network card.
+    Card(Card),
+    /// The IDE controller with its drives.
+    Drives(Drives),
+}
+
+/// The drives of the IDE controller, their images open.
+pub(crate) struct Drives(Vec<OpenDrive>);
+
+struct OpenDrive {
+    image: Arc<dyn BlockImage>,
+    cdrom: bool,
+    serial: String,
+}
+
+impl Drives {
+    /// In order: first channel, first drive first. At most four; the plan has been checked.
+    pub(crate) fn new(drives: Vec<(Arc<dyn BlockImage>, &DiskPlan)>) -> Self {
+        let drive = |(index, (image, plan)): (usize, (Arc<dyn BlockImage>, &DiskPlan))| OpenDrive {
+            image,
+            cdrom: plan.media == DiskMedia::Cdrom,
+            serial: plan.serial.clone().unwrap_or_else(|| format!("TR{index:05}")),
+        };
+        Self(drives.into_iter().enumerate().map(drive).collect())
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        "ide0"
+    }
+
+    /// For one boot; `worker` makes a worker for each drive.
+    pub(crate) fn build(
+        &self,
+        mut worker: impl FnMut(&str) -> Result<WorkerHandle, CatalogError>,
+    ) -> Result<[Option<DriveConfig>; 4], CatalogError> {
+        let mut places = [const { None }; 4];
+        for (index, (place, drive)) in places.iter_mut().zip(&self.0).enumerate() {
+            *place = Some(DriveConfig {
+                image: drive.image.clone(),
+                cdrom: drive.cdrom,
+                serial: drive.serial.clone(),
+                worker: worker(&format!("ide0-d{index}"))?,
+            });
+        }
+        Ok(places)
+    }
+}
 
 /// A network card of that kind, with its back-end open.
 pub(crate) struct Card {

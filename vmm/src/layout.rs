@@ -51,6 +51,8 @@ pub(crate) const POST_CODE_PORTS: Range<u64> = 0x80..0x81;
 pub(crate) const DEBUG_CONSOLE_PORTS: Range<u64> = 0xe9..0xea;
 pub(crate) const PM_START: u64 = 0x600;
 pub(crate) const SCI_GSI: u32 = 9;
+/// What the IDE channels have always had.
+pub(crate) const IDE_GSIS: [u32; 2] = [14, 15];
 /// Level-triggered pins for PCI pin A and virtio-mmio, shared in turn.
 pub(crate) const DEVICE_GSIS: Range<u32> = 16..24;
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 use treaty_vmm::api::ApiServer;
 use treaty_vmm::doctor::{KernelSpeed, kernel_speed};
-use treaty_vmm::plan::{MachinePlan, from_flag};
+use treaty_vmm::plan::{DiskPlan, MachinePlan, from_flag};
 use treaty_vmm::{End, Runner};
 
 /// Build a machine and run it until its guest switches it off.
@@ -51,6 +51,9 @@ pub struct Args {
     /// [,poll-us=N]; or vhost-user=SOCKET[,queues=N] for one that another process runs (see --vhost-user)
     #[arg(long = "disk", value_name = "KEY=VALUE,...")]
     disks: Vec<String>,
+    /// A CD-ROM on IDE (repeatable): the path of an ISO file. Short for --disk path=FILE,format=raw,readonly,if=ide,media=cdrom
+    #[arg(long = "cdrom", value_name = "FILE")]
+    cdroms: Vec<std::path::PathBuf>,
     /// A network card (repeatable): tap=NAME, user, or socket=PATH; then [,mac=xx:xx:xx:xx:xx:xx][,queues=N]
     /// [,model=virtio|e1000|e1000-82545em]
     /// [,mtu=N][,transport=pci|mmio][,ring=split|packed][,workers=N][,cpus=C:..][,worker-map=W:..][,poll=off|adaptive|always]
@@ -109,6 +112,9 @@ impl Args {
         plan.vhost_users
             .extend(devices("--vhost-user", &self.vhost_users, Some("socket"))?);
         plan.disks.extend(devices("--disk", &disks, None)?);
+        for path in self.cdroms {
+            plan.disks.push(DiskPlan::cdrom(path)?);
+        }
         plan.nets.extend(devices("--net", &nets, None)?);
         plan.consoles
             .extend(devices("--console", &self.consoles, Some("to"))?);

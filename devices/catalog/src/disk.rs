@@ -77,6 +77,15 @@ pub fn disk(name: &str, plan: &DiskPlan, context: &mut DiskContext) -> Result<Op
     Ok(opened)
 }
 
+/// The image that a plan names, with its limits, for a drive that is not virtio.
+pub fn image(
+    name: &str,
+    plan: &DiskPlan,
+    context: &mut DiskContext,
+) -> Result<Arc<dyn BlockImage>, CatalogError> {
+    Ok(stack(plan, context).map_err(named(name))?.image)
+}
+
 /// The image that a plan names, with its limits, for clients of a server instead of a guest.
 pub fn export(name: &str, plan: &DiskPlan, context: &mut DiskContext) -> Result<Export, CatalogError> {
     let shown = format!("export {name:?}");

@@ -25,7 +25,7 @@ mod workers;
 
 pub use chars::{CharContext, open_char};
 pub use console::console;
-pub use disk::{DiskContext, disk, export, stores};
+pub use disk::{DiskContext, disk, export, image, stores};
 pub use error::CatalogError;
 pub use net::{net, packets};
 pub use rng::rng;

@@ -14,6 +14,7 @@ pub fn batch() -> Batch {
     tests.push(attributes());
     tests.push(discard());
     tests.push(large_blocks());
+    tests.push(ide());
     Batch {
         name: "disk".into(),
         tests,
@@ -68,6 +69,27 @@ fn discard() -> GuestTest {
         after: "used=$(du -k disk | cut -f1)\n[ $used -lt 1024 ] || fail \"the image still takes $used KiB\""
             .into(),
         ..GuestTest::new("disk-discard", guest)
+    }
+}
+
+/// Linux's ata_piix, sd and sr drivers: a file system on one drive, a disc in another; no virtio.
+fn ide() -> GuestTest {
+    let guest = Guest {
+        cpus: 2,
+        devices: vec![
+            "--disk path=$W/disk,format=raw,if=ide,serial=TREATY-7".into(),
+            "--cdrom $W/disc".into(),
+        ],
+        script: include_str!("scripts/disk-ide.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        // The disc's last block has the sum of the others.
+        before: "truncate -s 64M disk\nhead -c 5242880 /dev/urandom >disc\nsum=$(sum disc)\n\
+                 echo ${sum%% *} >>disc\ntruncate -s 5244928 disc\n"
+            .into(),
+        expect: vec![Expect::Console("checked".into())],
+        ..long(GuestTest::new("disk-ide", guest))
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use treaty_bus::{Access, Ticket};
 use treaty_catalog::WorkerPool;
 use treaty_e1000::{E1000, Parts};
-use treaty_pci::{BAR_COUNT, BarRange, PciDevice, SLOT_COUNT};
+use treaty_ide::Ide;
+use treaty_kvm::LevelLine;
+use treaty_pci::{BAR_COUNT, BarRange, IntxLine, PciDevice, SLOT_COUNT};
 use treaty_virtio_device::{DeviceCounters, Features};
 
 use treaty_virtio_transport::TransportView;
@@ -13,27 +15,45 @@ use treaty_virtio_transport::TransportView;
 use super::BuildError;
 use super::build::Build;
 use super::virtio::{Attached, Places, Registers};
-use crate::emulated::Card;
+use crate::emulated::{Card, Drives, Emulated};
 use crate::guard::Guarded;
+use crate::layout;
 use crate::plan::TransportChoice;
 
-/// Makes the card and plugs it in.
+/// Makes the device and plugs it in.
 pub(super) fn attach(
+    build: &mut Build<'_>,
+    places: &mut Places,
+    device: &Emulated,
+    workers: WorkerPool,
+) -> Result<Attached, BuildError> {
+    match device {
+        Emulated::Card(card) => attach_card(build, places, card, workers),
+        Emulated::Drives(drives) => attach_drives(build, places, drives, workers),
+    }
+}
+
+fn full(name: &str) -> BuildError {
+    BuildError::NoPlace {
+        name: name.to_owned(),
+        limit: SLOT_COUNT - 1,
+        transport: "pci",
+    }
+}
+
+fn attach_card(
     build: &Build<'_>,
     places: &mut Places,
     card: &Card,
     mut workers: WorkerPool,
 ) -> Result<Attached, BuildError> {
     let name = card.name();
-    let full = || BuildError::NoPlace {
-        name: name.to_owned(),
-        limit: SLOT_COUNT - 1,
-        transport: "pci",
-    };
-    let number = places.slot;
-    let bar_address = places.bars_32.allocate(E1000::BAR_LEN).ok_or_else(full)?;
-    let io_address = places.io_bars.allocate(E1000::PORTS).ok_or_else(full)?;
-    let (gsi, line) = places.pins.line(usize::from(number));
+    let bar_address = places
+        .bars_32
+        .allocate(E1000::BAR_LEN)
+        .ok_or_else(|| full(name))?;
+    let io_address = places.io_bars.allocate(E1000::PORTS).ok_or_else(|| full(name))?;
+    let (gsi, line) = places.pins.line(usize::from(places.slot));
     let worker = workers.for_card(name)?;
     let built = card.build(|backend| Parts {
         memory: build.memory.clone(),
@@ -46,11 +66,53 @@ pub(super) fn attach(
     });
     let device = built.map_err(|source| BuildError::Emulated {
         name: name.to_owned(),
-        source,
+        source: Box::new(source),
     })?;
-    let function = Arc::new(Mutex::new(Guarded::new(name, Plugged(device))));
+    plug(build, places, name, Card1000(device), workers)
+}
+
+fn attach_drives(
+    build: &mut Build<'_>,
+    places: &mut Places,
+    drives: &Drives,
+    mut workers: WorkerPool,
+) -> Result<Attached, BuildError> {
+    let name = drives.name();
+    let io_address = places.io_bars.allocate(Ide::PORTS).ok_or_else(|| full(name))?;
+    let lines =
+        layout::IDE_GSIS.map(|gsi| -> Arc<dyn IntxLine> { Arc::new(IsaLine(build.vm.level_line(gsi))) });
+    let drives = drives.build(|worker| workers.for_card(worker))?;
+    let built = Ide::new(treaty_ide::Parts {
+        memory: build.memory.clone(),
+        lines,
+        io_address: io_address as u16,
+        drives,
+    });
+    let device = built.map_err(|source| BuildError::Emulated {
+        name: name.to_owned(),
+        source: Box::new(source),
+    })?;
+    for ((command, control), targets) in Ide::FIXED_PORTS.into_iter().zip(device.fixed_ports()) {
+        build.ports.register(command, targets.0)?;
+        build.ports.register(control, targets.1)?;
+    }
+    plug(build, places, name, Controller(device), workers)
+}
+
+fn plug<T: PciDevice + 'static>(
+    build: &Build<'_>,
+    places: &mut Places,
+    name: &str,
+    device: T,
+    workers: WorkerPool,
+) -> Result<Attached, BuildError>
+where
+    Guarded<T>: Registers,
+{
+    let number = places.slot;
+    let function = Arc::new(Mutex::new(Guarded::new(name, device)));
     let plugged: Arc<Mutex<dyn PciDevice>> = function.clone();
-    build.pci.add(number, plugged).map_err(|_| full())?;
+    build.pci.add(number, plugged).map_err(|_| full(name))?;
     places.slot += 1;
     Ok(Attached {
         name: name.to_owned(),
@@ -64,19 +126,33 @@ pub(super) fn attach(
     })
 }
 
-/// A card in the machine.
-struct Plugged(E1000);
+/// An interrupt of the ISA bus, which nobody shares.
+struct IsaLine(LevelLine);
 
-impl Registers for Guarded<Plugged> {
+impl IntxLine for IsaLine {
+    fn set(&self, level: bool) {
+        self.0.set(level);
+    }
+}
+
+/// No virtqueues, no features.
+fn plain_view(kind: &'static str) -> (&'static str, TransportView) {
+    let view = TransportView {
+        status: 0,
+        offered: Features::NONE,
+        accepted: Features::NONE,
+        needs_reset: None,
+        queues: Vec::new(),
+    };
+    (kind, view)
+}
+
+/// A network card in the machine.
+struct Card1000(E1000);
+
+impl Registers for Guarded<Card1000> {
     fn view(&self) -> (&'static str, TransportView) {
-        let view = TransportView {
-            status: 0,
-            offered: Features::NONE,
-            accepted: Features::NONE,
-            needs_reset: None,
-            queues: Vec::new(),
-        };
-        ("e1000", view)
+        plain_view("e1000")
     }
 
     fn pause(&mut self) -> Option<Ticket> {
@@ -98,24 +174,54 @@ impl Registers for Guarded<Plugged> {
     }
 }
 
-impl PciDevice for Plugged {
-    fn bars(&self) -> [Option<BarRange>; BAR_COUNT] {
-        self.0.bars()
+/// The IDE controller in the machine.
+struct Controller(Ide);
+
+impl Registers for Guarded<Controller> {
+    fn view(&self) -> (&'static str, TransportView) {
+        plain_view("ide")
     }
 
-    fn read_config(&mut self, offset: u16, data: &mut [u8]) -> Access {
-        self.0.read_config(offset, data)
+    fn pause(&mut self) -> Option<Ticket> {
+        self.device().0.pause()
     }
 
-    fn write_config(&mut self, offset: u16, data: &[u8]) -> Access {
-        self.0.write_config(offset, data)
+    fn resume(&mut self) -> Option<Ticket> {
+        self.device().0.resume();
+        None
     }
 
-    fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) -> Access {
-        self.0.read_bar(bar, offset, data)
-    }
-
-    fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Access {
-        self.0.write_bar(bar, offset, data)
+    fn end(&mut self) -> Option<Ticket> {
+        self.pause()
     }
 }
+
+/// A newtype's registers are those of what it holds.
+macro_rules! is_its_device {
+    ($name:ident) => {
+        impl PciDevice for $name {
+            fn bars(&self) -> [Option<BarRange>; BAR_COUNT] {
+                self.0.bars()
+            }
+
+            fn read_config(&mut self, offset: u16, data: &mut [u8]) -> Access {
+                self.0.read_config(offset, data)
+            }
+
+            fn write_config(&mut self, offset: u16, data: &[u8]) -> Access {
+                self.0.write_config(offset, data)
+            }
+
+            fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) -> Access {
+                self.0.read_bar(bar, offset, data)
+            }
+
+            fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Access {
+                self.0.write_bar(bar, offset, data)
+            }
+        }
+    };
+}
+
+is_its_device!(Card1000);
+is_its_device!(Controller);

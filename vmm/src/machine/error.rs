@@ -50,7 +50,7 @@ pub enum BuildError {
         /// Its name in this machine.
         name: String,
         /// Why not.
-        source: treaty_e1000::E1000Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A device of another process.
     #[error("{name}: {source}")]

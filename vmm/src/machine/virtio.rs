@@ -80,7 +80,7 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
     let mut workers = WorkerPool::new(ReactorKind::Auto, poll);
     let packed = slot.ring == RingChoice::Packed;
     let (name, built, offer, link) = match &slot.source {
-        Source::Emulated(card) => return emulated::attach(build, places, card, workers),
+        Source::Emulated(device) => return emulated::attach(build, places, device, workers),
         Source::Here(opened) => {
             let offer = RingOffer {
                 packed,
