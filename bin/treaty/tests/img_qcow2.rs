@@ -13,7 +13,7 @@ const KINDS: [&str; 8] = [
     "-o cluster_size=2M,refcount_bits=64",
     "-o compat=0.10",
     "-o extended_l2=on,cluster_size=16k",
-    "-o refcount_bits=8",
+    "-o refcount_bits=8,lazy_refcounts=on",
     "-o preallocation=metadata",
     "-o compression_type=zstd",
 ];

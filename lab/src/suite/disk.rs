@@ -15,6 +15,7 @@ pub fn batch() -> Batch {
     tests.push(discard());
     tests.push(large_blocks());
     tests.push(ide());
+    tests.push(clone());
     Batch {
         name: "disk".into(),
         tests,
@@ -72,12 +73,32 @@ fn discard() -> GuestTest {
     }
 }
 
+/// A file system on a linked clone, over a reboot; the image below it stays as it was.
+fn clone() -> GuestTest {
+    let guest = Guest {
+        cpus: 2,
+        devices: vec!["--disk path=$W/clone,format=qcow2,backing=on,queues=2".into()],
+        script: include_str!("scripts/disk-file-system.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        before: "\"$LAB_TREATY\" img create -q -f qcow2 base 64M\n\
+                 \"$LAB_TREATY\" img create -q -f qcow2 -b base -F qcow2 clone\nsum base >base.sum\n"
+            .into(),
+        after: "\"$LAB_TREATY\" img check -q -f qcow2 clone || fail 'the clone is damaged'\n\
+                want 'sum of the base' \"$(sum base)\" \"$(cat base.sum)\""
+            .into(),
+        expect: vec![Expect::Console("checked".into())],
+        ..long(GuestTest::new("disk-qcow2-clone", guest))
+    }
+}
+
 /// Linux's ata_piix, sd and sr drivers: a file system on one drive, a disc in another; no virtio.
 fn ide() -> GuestTest {
     let guest = Guest {
         cpus: 2,
         devices: vec![
-            "--disk path=$W/disk,format=raw,if=ide,serial=TREATY-7".into(),
+            "--disk path=$W/disk,format=qcow2,if=ide,serial=TREATY-7".into(),
             "--cdrom $W/disc".into(),
         ],
         script: include_str!("scripts/disk-ide.sh").into(),
@@ -85,9 +106,10 @@ fn ide() -> GuestTest {
     };
     GuestTest {
         // The disc's last block has the sum of the others.
-        before: "truncate -s 64M disk\nhead -c 5242880 /dev/urandom >disc\nsum=$(sum disc)\n\
+        before: "\"$LAB_TREATY\" img create -q -f qcow2 disk 64M\nhead -c 5242880 /dev/urandom >disc\nsum=$(sum disc)\n\
                  echo ${sum%% *} >>disc\ntruncate -s 5244928 disc\n"
             .into(),
+        after: "\"$LAB_TREATY\" img check -q -f qcow2 disk || fail 'the image is damaged'".into(),
         expect: vec![Expect::Console("checked".into())],
         ..long(GuestTest::new("disk-ide", guest))
     }

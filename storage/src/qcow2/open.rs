@@ -317,7 +317,7 @@ impl<'a> Chain<'a> {
         let named = |place: &PathBuf| {
             place
                 .to_str()
-                .is_some_and(|place| is_uri(Path::new(place)) && name.starts_with(place))
+                .is_some_and(|place| is_uri(Path::new(place)) && is_below(name, place))
         };
         if is_uri(Path::new(name)) && folders.iter().any(named) {
             return Ok(PathBuf::from(name));
@@ -344,6 +344,13 @@ impl<'a> Chain<'a> {
             self.tree.display()
         )))
     }
+}
+
+/// True for the URI `place`, and for what is below it: `http://host` is not the start of `http://host.elsewhere/`.
+fn is_below(name: &str, place: &str) -> bool {
+    let rest = name.strip_prefix(place);
+    rest.is_some_and(|rest| rest.is_empty() || place.ends_with('/') || rest.starts_with(['/', '?']))
+        && !name.split('/').any(|part| part == "..")
 }
 
 /// True for what is no file's name, but says how to get somewhere else.
@@ -373,4 +380,27 @@ fn read_header(path: &Path, store: &Arc<dyn BlockImage>) -> Result<Header, Stora
         blocking.read_at(0, &mut bytes)?;
     }
     Header::parse(&bytes).map_err(|reason| refused(path, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_below;
+
+    /// Hardening row 6: what is allowed at one host is not allowed at another whose name goes on from there.
+    #[test]
+    fn hardening_06_a_uri_is_below_another_only_at_its_boundaries() {
+        for inside in ["http://host", "http://host/", "http://host/a", "http://host?a"] {
+            assert!(is_below(inside, "http://host"), "{inside}");
+        }
+        for outside in [
+            "http://host.evil/a",
+            "http://hos",
+            "http://host:81/",
+            "http://host/a/../b",
+        ] {
+            assert!(!is_below(outside, "http://host"), "{outside}");
+        }
+        assert!(is_below("nbd://host/disks/a", "nbd://host/disks/"));
+        assert!(!is_below("nbd://host/disks2/a", "nbd://host/disks"));
+    }
 }

@@ -61,8 +61,9 @@ impl EthernetTask {
 
     /// True if there is more to send at once.
     fn send(&mut self, turn: &mut Turn<'_>) -> bool {
-        let mut more = false;
-        if self.outgoing.is_empty() {
+        // What had to wait for the host keeps the ring waiting: it is looked at again after that.
+        let mut more = !self.outgoing.is_empty();
+        if !more {
             let mut frames = Vec::new();
             let mut mac = self.shared.mac();
             if mac.paused() {
@@ -80,11 +81,11 @@ impl EthernetTask {
                 self.outgoing.extend(frames);
             }
         }
-        while let Some(frame) = self.outgoing.front() {
-            if !self.send_one(&frame.clone(), turn) {
+        while let Some(frame) = self.outgoing.pop_front() {
+            if !self.send_one(&frame, turn) {
+                self.outgoing.push_front(frame);
                 return false;
             }
-            self.outgoing.pop_front();
         }
         more
     }

@@ -1,8 +1,10 @@
 //! A driver's view of the controller, register by register, with a back-end that the test holds the other end of.
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use treaty_buffers::IoBuffers;
@@ -28,6 +30,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 #[derive(Clone, Default)]
 struct Wire {
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// Of every two attempts to send, the first has to wait.
+    narrow: Arc<AtomicBool>,
+    waits: Arc<AtomicBool>,
+    room: Arc<OnceLock<UnixStream>>,
     coming: Arc<Mutex<VecDeque<Vec<u8>>>>,
 }
 
@@ -58,13 +64,18 @@ impl PacketBackend for Wire {
 
 impl PacketSender for Wire {
     fn send(&mut self, _: &Header, frame: &IoBuffers) -> Sent {
+        if self.narrow.load(Ordering::Relaxed) && !self.waits.fetch_not(Ordering::Relaxed) {
+            return Sent::Later;
+        }
         let mut bytes = vec![0; frame.len()];
         frame.copy_to(&mut bytes);
         self.sent.lock().unwrap().push(bytes);
         Sent::Taken
     }
+    /// Always has room.
     fn output_fd(&self) -> Option<RawFd> {
-        None
+        let stream = self.room.get_or_init(|| UnixStream::pair().unwrap().0);
+        Some(stream.as_raw_fd())
     }
 }
 
@@ -294,6 +305,26 @@ fn a_packet_in_pieces_is_segmented() {
         sent.iter()
             .all(|frame| crate::checksum::sum(&frame[14..34]) == !0)
     );
+}
+
+/// A host that makes frames wait does not make those behind them wait for ever.
+#[test]
+fn a_slow_host_gets_all_frames() {
+    let mut rig = Rig::new();
+    rig.start();
+    rig.wire.narrow.store(true, Ordering::Relaxed);
+    rig.memory.write(TX_BUFFER, &frame([0xff; 6], 100)).unwrap();
+    // More than one burst takes.
+    const COUNT: u32 = 150;
+    let words = [TX_BUFFER as u32, 0, 100 | command::EOP | command::RS, 0];
+    let descriptor: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    rig.write(TDLEN, (COUNT + 10) / 8 * 8 * 16);
+    rig.memory
+        .write(TX_RING, &descriptor.repeat(COUNT as usize))
+        .unwrap();
+    let sent = rig.wire.sent.clone();
+    rig.write(TDT, COUNT);
+    rig.wait(|_| sent.lock().unwrap().len() == COUNT as usize);
 }
 
 #[test]
