@@ -121,9 +121,6 @@ impl Qcow2Queue {
 
     #[inline(never)]
     fn submit_other(&mut self, turn: &mut Turn<'_>, request: Request) {
-        if !std::mem::replace(&mut self.watching, true) {
-            turn.watch_eventfd(self.mail.bell());
-        }
         let Request { tag, kind, buffers } = request;
         let request = Request { tag, kind, buffers };
         if let Err(error) = check(&request, &self.capabilities) {
@@ -144,6 +141,13 @@ impl Qcow2Queue {
             }
         };
         self.start(turn, job);
+    }
+
+    /// Jobs may be woken by what ends on other workers.
+    fn watch(&mut self, turn: &mut Turn<'_>) {
+        if !std::mem::replace(&mut self.watching, true) {
+            turn.watch_eventfd(self.mail.bell());
+        }
     }
 
     /// Runs a job and what follows from it, as far as that goes now.
@@ -243,6 +247,10 @@ impl BlockQueue for Qcow2Queue {
             }
         }
         self.ended = ended;
+        // Not only requests become jobs: closing is one, and giving back what others have let go.
+        if self.jobs.len() > 0 {
+            self.watch(turn);
+        }
         self.requests -= self.finished.len();
         done.append(&mut self.finished);
     }
