@@ -47,8 +47,8 @@ impl Tree {
     }
 
     /// A command that runs `program` with the tree's loader, libraries and QEMU modules. A program that the tree does not
-    /// have fails when the command is started. Plugins that a program looks for below `/usr` (DPDK's drivers, nbdkit's
-    /// plugins) must be named to it by their path in the [libraries](Self::libraries).
+    /// have fails when the command is started. Plugins that a program looks for below `/usr` (nbdkit's) must be named to it
+    /// by their path in the [libraries](Self::libraries).
     pub fn command(&self, program: &str) -> Command {
         let path = self.program(program);
         let libraries = self.libraries();
@@ -60,6 +60,14 @@ impl Tree {
             .arg(paths.map(|path| path.display().to_string()).join(":"))
             .arg(path.unwrap_or_else(|| self.usr().join("bin").join(program)));
         command
+    }
+
+    /// The options by which a DPDK program of the tree loads its drivers: by their plain names, which the loader finds in the
+    /// tree. DPDK refuses paths below a directory that everybody can write to, such as `/tmp`.
+    pub fn dpdk_drivers(&self) -> impl Iterator<Item = String> {
+        ["bus_vdev", "mempool_ring", "net_virtio", "net_vhost", "net_pcap"]
+            .into_iter()
+            .flat_map(|name| ["-d".to_owned(), format!("librte_{name}.so")])
     }
 
     /// The tree's QEMU with its own firmware, to which the caller adds a whole machine.

@@ -73,15 +73,12 @@ impl Peers {
         format!("{program} {}", version.unwrap_or("of unknown version"))
     }
 
-    /// DPDK's drivers for both ends, if they are not where DPDK looks.
-    pub fn dpdk_drivers(&self) -> Vec<PathBuf> {
-        let Self::Unpacked(tree) = self else {
-            return Vec::new();
-        };
-        let driver = |name| tree.libraries().join(format!("librte_{name}.so"));
-        ["bus_vdev", "mempool_ring", "net_virtio", "net_vhost"]
-            .map(driver)
-            .into()
+    /// DPDK's options for its drivers of both ends, if they are not where DPDK looks.
+    pub fn dpdk_drivers(&self) -> Vec<String> {
+        match self {
+            Self::Unpacked(tree) => tree.dpdk_drivers().collect(),
+            _ => Vec::new(),
+        }
     }
 }
 

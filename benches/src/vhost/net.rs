@@ -106,9 +106,7 @@ impl Bench {
 
     fn testpmd(&self, name: &str, main: u32, device: &str) -> Command {
         let mut command = self.peers.command(TESTPMD);
-        for driver in self.peers.dpdk_drivers() {
-            command.arg("-d").arg(driver);
-        }
+        command.args(self.peers.dpdk_drivers());
         command.args([
             "--no-huge",
             "-m",

@@ -169,7 +169,6 @@ pub fn has_avx512() -> bool {
 fn command() -> Command {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let tree = peers::trixie().expect("the peers' packages");
-    let drivers = tree.libraries().join("dpdk/pmds-25.0");
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut command = tree.command("dpdk-testpmd");
@@ -182,7 +181,6 @@ fn command() -> Command {
             "--force-max-simd-bitwidth=512",
             "--log-level=pmd.net.virtio.init:debug",
         ])
-        .arg("-d")
-        .arg(drivers);
+        .args(tree.dpdk_drivers());
     command
 }
