@@ -1,9 +1,9 @@
 //! The qcow2 format, versions 2 and 3 (QEMU 10 docs/interop/qcow2.txt).
 //!
-//! An [`Image`](image::Image) is a chain of qcow2 files over the stores that hold them. Its metadata is in memory in
-//! pages ([`pages`]); requests look there and change it ([`meta`]), and what they miss is loaded and they look again
-//! ([`cx`]). A request that one look can place goes straight to the store ([`queue`]); all others are jobs: [`read`],
-//! [`write`], [`zero`]. [`sync`] brings changes to the disk in a safe order, [`space`] and [`guards`] say which clusters
+//! An `Image` is a chain of qcow2 files over the stores that hold them. Its metadata is in memory in
+//! pages (`pages`); requests look there and change it (`meta`), and what they miss is loaded and they look again
+//! (`cx`). A request that one look can place goes straight to the store (`queue`); all others are jobs: `read`,
+//! `write`, `zero`. `sync` brings changes to the disk in a safe order, `space` and `guards` say which clusters
 //! may be used.
 
 mod bytes;

@@ -7,7 +7,7 @@ use treaty_worker::{Local, Progress as Step, ReactorKind, Task, Turn};
 
 use crate::ToolError;
 
-/// What [`bench`] submits.
+/// What [`bench()`] submits.
 #[derive(Clone, Copy, Debug)]
 pub struct Bench {
     /// Requests in all.

@@ -5,7 +5,7 @@
 //! Must not know: KVM, virtio devices, image formats.
 //!
 //! vCPU threads read and write registers under the lock of one channel, and never wait for the image: a command that needs it
-//! leaves a [`Job`](job::Job) and sets BSY. One task for each drive, on a worker, does the job with the guest's own memory where
+//! leaves a job and sets BSY. One task for each drive, on a worker, does the job with the guest's own memory where
 //! the transfer is by DMA, and ends it under the same lock.
 #![cfg_attr(
     not(test),
