@@ -30,8 +30,10 @@ fn bases() -> &'static [Vec<u8>] {
             };
             Qcow2Image::create(&options).expect("a new image");
             let image = Qcow2Image::open(&OpenOptions::qcow2(&path)).expect("that image");
-            let packed = image.pack(&vec![3; cluster_size as usize]).expect("it gets smaller");
-            image.write_packed(128 << 10, packed).expect("room");
+            // Clusters of one sector get no smaller.
+            if let Some(packed) = image.pack(&vec![3; cluster_size as usize]) {
+                image.write_packed(128 << 10, packed).expect("room");
+            }
             image.snapshot_create("one").expect("room");
             let mut blocking = Blocking::new(Arc::new(image)).expect("a queue");
             blocking.write_at(0, &[1; 20480]).expect("a write");
