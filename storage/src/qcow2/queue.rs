@@ -121,8 +121,7 @@ impl Qcow2Queue {
 
     #[inline(never)]
     fn submit_other(&mut self, turn: &mut Turn<'_>, request: Request) {
-        let Request { tag, kind, buffers } = request;
-        let request = Request { tag, kind, buffers };
+        let (tag, kind) = (request.tag, request.kind);
         if let Err(error) = check(&request, &self.capabilities) {
             let (result, buffers) = (Err(Box::new(error)), request.buffers);
             return self.finished.push(Finished { tag, result, buffers });

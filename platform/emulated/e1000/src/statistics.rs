@@ -27,32 +27,58 @@ const FCS_BYTES: u64 = 4;
 /// The upper ends of the classes of length that are counted, but for the last class.
 const CLASSES: [u64; 5] = [64, 127, 255, 511, 1023];
 
+/// The registers of one direction.
+struct Direction {
+    good: u32,
+    total: u32,
+    /// The first class of length.
+    classes: u32,
+    good_bytes: u32,
+    total_bytes: u32,
+    broadcasts: u32,
+    multicasts: u32,
+}
+
+const RECEIVED: Direction = Direction {
+    good: GPRC,
+    total: TPR,
+    classes: PRC64,
+    good_bytes: GORCL,
+    total_bytes: TORL,
+    broadcasts: BPRC,
+    multicasts: MPRC,
+};
+
+const SENT: Direction = Direction {
+    good: GPTC,
+    total: TPT,
+    classes: PTC64,
+    good_bytes: GOTCL,
+    total_bytes: TOTL,
+    broadcasts: BPTC,
+    multicasts: MPTC,
+};
+
 /// A frame was taken in.
 pub(crate) fn received(registers: &mut Registers, frame: &[u8]) {
-    let bytes = frame.len() as u64 + FCS_BYTES;
-    count(registers, GPRC, 1);
-    count(registers, TPR, 1);
-    count(registers, class(PRC64, bytes), 1);
-    count_long(registers, GORCL, bytes);
-    count_long(registers, TORL, bytes);
-    match cast_of(frame) {
-        Cast::Broadcast => count(registers, BPRC, 1),
-        Cast::Multicast => count(registers, MPRC, 1),
-        Cast::Unicast => {}
-    }
+    moved(registers, &RECEIVED, frame);
 }
 
 /// A frame was sent.
 pub(crate) fn sent(registers: &mut Registers, frame: &[u8]) {
+    moved(registers, &SENT, frame);
+}
+
+fn moved(registers: &mut Registers, direction: &Direction, frame: &[u8]) {
     let bytes = frame.len() as u64 + FCS_BYTES;
-    count(registers, GPTC, 1);
-    count(registers, TPT, 1);
-    count(registers, class(PTC64, bytes), 1);
-    count_long(registers, GOTCL, bytes);
-    count_long(registers, TOTL, bytes);
+    count(registers, direction.good, 1);
+    count(registers, direction.total, 1);
+    count(registers, class(direction.classes, bytes), 1);
+    count_long(registers, direction.good_bytes, bytes);
+    count_long(registers, direction.total_bytes, bytes);
     match cast_of(frame) {
-        Cast::Broadcast => count(registers, BPTC, 1),
-        Cast::Multicast => count(registers, MPTC, 1),
+        Cast::Broadcast => count(registers, direction.broadcasts, 1),
+        Cast::Multicast => count(registers, direction.multicasts, 1),
         Cast::Unicast => {}
     }
 }

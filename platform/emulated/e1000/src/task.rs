@@ -69,7 +69,7 @@ impl EthernetTask {
             if mac.paused() {
                 return false;
             }
-            more = self.transmit.fetch(&mut mac, &mut frames).more;
+            more = self.transmit.fetch(&mut mac, &mut frames);
             let (loops, up) = (mac.loops_back(), mac.link_is_up());
             drop(mac);
             if loops {

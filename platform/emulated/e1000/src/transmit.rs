@@ -12,12 +12,6 @@ const MAX_PACKET: usize = 256 * 1024;
 /// Bytes after which a burst ends.
 const BURST_BYTES: usize = 128 * 1024;
 
-/// What goes out of one burst.
-pub(crate) struct Burst {
-    /// There may be more at once.
-    pub(crate) more: bool,
-}
-
 /// A packet that is being put together, and what later descriptors refer to.
 #[derive(Default)]
 pub(crate) struct Transmit {
@@ -64,24 +58,24 @@ impl Descriptor {
 }
 
 impl Transmit {
-    /// Takes descriptors, writes back those that ask for it, and appends whole frames to `frames`.
-    pub(crate) fn fetch(&mut self, mac: &mut Mac, frames: &mut Vec<Vec<u8>>) -> Burst {
+    /// Takes descriptors, writes back those that ask for it, and appends whole frames to `frames`. True if there may be more
+    /// at once.
+    pub(crate) fn fetch(&mut self, mac: &mut Mac, frames: &mut Vec<Vec<u8>>) -> bool {
         if self.resets != mac.resets {
             *self = Self {
                 resets: mac.resets,
                 ..Self::default()
             };
         }
-        let idle = Burst { more: false };
         if mac.registers.get(TCTL) & tctl::EN == 0 || !mac.bus_master {
-            return idle;
+            return false;
         }
         let Some(mut ring) = Ring::of(&mac.registers, TDBAL) else {
-            return idle;
+            return false;
         };
         let count = ring.available().min(BURST);
         if count == 0 {
-            return idle;
+            return false;
         }
         let mut taken = 0;
         let mut bytes = 0;
@@ -99,9 +93,7 @@ impl Transmit {
             mac.interrupts.add(cause::TXQE);
         }
         mac.update_interrupt();
-        Burst {
-            more: ring.available() > 0 && taken > 0,
-        }
+        ring.available() > 0 && taken > 0
     }
 
     /// One descriptor; false if it cannot be read, which stops the ring as a bus error does.

@@ -4,7 +4,6 @@ use treaty_scsi_target::{Action, Answer, Range, Sense, Unit};
 use treaty_storage::RequestKind;
 
 use crate::drive::{Cx, Drive, Media, Phase};
-use crate::job::Outcome;
 use crate::registers::{error, reason};
 
 /// Bytes of a packet.
@@ -200,7 +199,7 @@ impl Drive {
         self.offer_packet(data, limit, reason::TO_HOST);
     }
 
-    pub(crate) fn packet_job_failed(&mut self, cx: &mut Cx<'_>, _: Outcome) {
+    pub(crate) fn packet_job_failed(&mut self, cx: &mut Cx<'_>) {
         if matches!(self.phase, Phase::Packeted(Stage::Read { dma: true, .. })) {
             cx.bus_master.failed();
         }

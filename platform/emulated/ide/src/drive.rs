@@ -406,7 +406,7 @@ impl Drive {
             return;
         }
         if outcome != Outcome::Done {
-            return self.job_failed(outcome, cx);
+            return self.job_failed(cx);
         }
         match self.phase.clone() {
             Phase::Read { left, block, .. } => {
@@ -449,9 +449,9 @@ impl Drive {
         }
     }
 
-    fn job_failed(&mut self, outcome: Outcome, cx: &mut Cx<'_>) {
+    fn job_failed(&mut self, cx: &mut Cx<'_>) {
         let write = match self.phase {
-            Phase::Packeted(_) => return self.packet_job_failed(cx, outcome),
+            Phase::Packeted(_) => return self.packet_job_failed(cx),
             Phase::Read { .. } | Phase::Dma { write: None, .. } => false,
             _ => true,
         };

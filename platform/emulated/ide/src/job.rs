@@ -15,7 +15,6 @@ pub(crate) struct Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
-    NoSpace,
     Failed,
 }
 

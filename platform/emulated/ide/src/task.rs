@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use treaty_storage::{BlockQueue, Finished, Request, StorageError};
+use treaty_storage::{BlockQueue, Finished, Request};
 use treaty_worker::{Progress, Task, Turn};
 
 use crate::channel::Channel;
@@ -30,22 +30,15 @@ impl DriveTask {
         for finished in self.done.drain(..) {
             let outcome = match &finished.result {
                 Ok(()) => Outcome::Done,
-                Err(error) => outcome_of(error),
+                Err(error) => {
+                    tracing::warn!(%error, "an emulated drive's request failed");
+                    Outcome::Failed
+                }
             };
             // The guest's memory is let go before the guest hears of it.
             drop(finished);
             self.channel.job_ended(self.index, outcome);
         }
-    }
-}
-
-fn outcome_of(error: &StorageError) -> Outcome {
-    tracing::warn!(%error, "an emulated drive's request failed");
-    match error {
-        StorageError::Host { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-            Outcome::NoSpace
-        }
-        _ => Outcome::Failed,
     }
 }
 
