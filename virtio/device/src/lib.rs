@@ -18,7 +18,6 @@
 
 mod buffers;
 mod config;
-mod counters;
 mod device;
 mod events;
 mod limit;
@@ -33,7 +32,6 @@ mod task;
 
 pub use buffers::{ChainReader, ChainWriter};
 pub use config::read_config_bytes;
-pub use counters::{Counter, CounterSet, DeviceCounters, QueueCounters};
 pub use device::{Description, QueueDescription, Reply, StartError, VirtioDevice};
 pub use events::{DeviceEvents, Doorbell, EventSink, Interrupt, InterruptSink};
 pub use limit::{LogLimit, TokenBucket};
@@ -45,6 +43,7 @@ pub use set::QueueSet;
 pub use state::{RestoreError, SaveError, SavedState};
 pub use task::QueueTask;
 
+pub use treaty_telemetry::{Counter, CounterSet, DeviceCounters, QueueCounters, counters};
 pub use treaty_virtio_ring::{
     InflightLog, Layout, QueueState, RingConfig, RingFeatures, Step, Violation, Witness, inflight_log_bytes,
 };

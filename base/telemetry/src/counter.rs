@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::Stages;
+
 /// A count that one thread makes and any thread may read at any time.
 ///
 /// The writer owns it by convention (a queue's worker): adding is a plain load and store, not an atomic
@@ -9,6 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     /// Adds `count`. Only the owning worker calls this.
     #[inline]
     pub fn add(&self, count: u64) {
@@ -16,7 +22,27 @@ impl Counter {
         self.0.store(now.wrapping_add(count), Ordering::Relaxed);
     }
 
+    /// Adds `count` to what several threads count.
+    pub fn add_shared(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Keeps the largest value. Only the owning worker calls this.
+    #[inline]
+    pub fn raise_to(&self, value: u64) {
+        if value > self.get() {
+            self.set(value);
+        }
+    }
+
+    /// Replaces the value. Only the owning worker calls this.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// The count so far.
+    #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -26,6 +52,16 @@ impl Counter {
 pub trait CounterSet: Send + Sync {
     /// Calls `each` with every name and value.
     fn visit(&self, each: &mut dyn FnMut(&'static str, u64));
+
+    /// Bursts by the power of two of their size, if this set knows.
+    fn batches(&self) -> Option<&[Counter; 8]> {
+        None
+    }
+
+    /// How long requests take, if this set knows.
+    fn stages(&self) -> Option<&Stages> {
+        None
+    }
 }
 
 /// Declares a struct of [`Counter`]s with its [`CounterSet`]. Sets of different queues never share a cache line.
@@ -47,24 +83,6 @@ macro_rules! counters {
             }
         }
     };
-}
-
-counters! {
-    /// What every running queue counts.
-    pub struct QueueCounters {
-        /// Chains taken from the driver.
-        chains,
-        /// Chains given back.
-        completed,
-        /// Bursts that took at least one chain.
-        bursts,
-        /// Interrupts sent.
-        interrupts,
-        /// Publications after which the driver wanted no interrupt.
-        interrupts_suppressed,
-        /// Ring protocol violations: at most one between two starts.
-        violations,
-    }
 }
 
 /// All counters of one device, for whoever reports them; they live on over stops and resets.
@@ -94,11 +112,32 @@ impl DeviceCounters {
         });
         sum
     }
+
+    /// How long the stages of `queue`'s requests take, if it is measured.
+    pub fn stages(&self, queue: u16) -> Option<&Stages> {
+        let mut sets = self.0.iter().filter(|(index, _)| *index == queue);
+        sets.find_map(|(_, set)| set.stages())
+    }
+
+    /// The sizes of `queue`'s bursts: 1, 2-3, 4-7, and so on.
+    pub fn batches(&self, queue: u16) -> Option<[u64; 8]> {
+        let mut sets = self.0.iter().filter(|(index, _)| *index == queue);
+        let batches = sets.find_map(|(_, set)| set.batches())?;
+        Some(batches.each_ref().map(Counter::get))
+    }
+
+    /// From the next start of each queue on, its requests' stages are timed by `rule`.
+    pub fn time_by(&self, rule: crate::Rule) {
+        for stages in self.0.iter().filter_map(|(_, set)| set.stages()) {
+            stages.set_rule(rule);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::QueueCounters;
 
     #[test]
     fn sets_are_visited_by_queue_and_name() {
@@ -123,5 +162,6 @@ mod tests {
             }
         });
         assert_eq!(seen, [(0, "chains", 3), (1, "chains", 4), (1, "violations", 1)]);
+        assert!(all.stages(1).is_some() && all.stages(2).is_none());
     }
 }
