@@ -76,6 +76,8 @@ pub struct MachinePlan {
     /// Devices that run in other processes.
     #[serde(rename = "vhost-user")]
     pub vhost_users: Vec<VhostUserPlan>,
+    /// A reboot ends the machine.
+    pub no_reboot: bool,
     /// Unix socket that the control API listens on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api: Option<PathBuf>,
@@ -98,6 +100,7 @@ impl Default for MachinePlan {
             poll: None,
             poll_us: None,
             vhost_users: Vec::new(),
+            no_reboot: false,
             api: None,
         }
     }

@@ -82,6 +82,10 @@ impl Runner {
             }));
             let end = faults.judge(machine.run());
             vm.set_current(None);
+            let end = match end {
+                End::Reset if vm.0.plan.no_reboot => End::Quit,
+                end => end,
+            };
             let end = host.life.close(end);
             if end != End::Reset {
                 return Ok(end);

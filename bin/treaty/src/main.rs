@@ -14,6 +14,8 @@ mod img;
 mod nbd;
 mod output;
 #[cfg(feature = "monitor")]
+mod qemu;
+#[cfg(feature = "monitor")]
 mod run;
 mod serve;
 
@@ -35,6 +37,8 @@ struct Cli {
 enum Command {
     #[cfg(feature = "monitor")]
     Run(Box<run::Args>),
+    #[cfg(feature = "monitor")]
+    Qemu(qemu::Args),
     Serve(serve::Args),
     Img(Box<img::Args>),
     #[cfg(feature = "monitor")]
@@ -55,6 +59,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         #[cfg(feature = "monitor")]
         Command::Run(args) => run::main(*args),
+        #[cfg(feature = "monitor")]
+        Command::Qemu(args) => qemu::main(args),
         Command::Serve(args) => serve::main(args, log),
         Command::Img(args) => img::main(&args),
         #[cfg(feature = "monitor")]

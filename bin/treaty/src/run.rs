@@ -78,13 +78,16 @@ pub struct Args {
     /// device's requests wait and `treaty ctl status` calls it degraded.
     #[arg(long = "vhost-user", value_name = "SOCKET,...")]
     vhost_users: Vec<String>,
+    /// End the program when the guest reboots.
+    #[arg(long)]
+    no_reboot: bool,
     /// Answer the control API (`treaty ctl`) on this Unix socket.
     #[arg(long, value_name = "PATH")]
     api: Option<PathBuf>,
 }
 
 impl Args {
-    fn into_plan(self) -> Result<MachinePlan> {
+    pub(crate) fn into_plan(self) -> Result<MachinePlan> {
         let mut plan = match &self.config {
             Some(path) => config::read(path)?,
             None => MachinePlan::default(),
@@ -103,6 +106,7 @@ impl Args {
             parse("--serial", self.serial, |text| text.parse())?,
         );
         plan.hugepages |= self.hugepages;
+        plan.no_reboot |= self.no_reboot;
         if let Some(text) = &self.poll {
             let flag: config::PollFlag = config::device("--poll", text, Some("mode"))?;
             (plan.poll, plan.poll_us) = (Some(flag.mode), flag.us);
@@ -171,7 +175,11 @@ fn remote_apart(flag: &str, texts: Vec<String>, kind: &str, plan: &mut MachinePl
 }
 
 pub fn main(args: Args) -> Result<u8> {
-    let plan = args.into_plan()?;
+    run(args.into_plan()?)
+}
+
+/// Runs a machine until it ends.
+pub fn run(plan: MachinePlan) -> Result<u8> {
     let api = plan.api.clone();
     let runner = Runner::new(plan)?;
     warn_if_slow();

@@ -1,0 +1,168 @@
+//! The options of qemu-system-x86_64, 7.2 to 10.0. What this list does not have, QEMU does not have either.
+
+/// What follows an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Nothing.
+    Switch,
+    /// One word that is used as it is.
+    Text,
+    /// `key=value,..`; the first word may stand for that key.
+    Keys(Option<&'static str>),
+}
+
+use Form::{Keys, Switch, Text};
+
+const OPTIONS: [(&str, Form); 133] = [
+    ("accel", Keys(Some("accel"))),
+    ("acpitable", Keys(None)),
+    ("action", Keys(None)),
+    ("add-fd", Keys(None)),
+    ("alt-grab", Switch),
+    ("append", Text),
+    ("async-teardown", Switch),
+    ("audio", Keys(Some("driver"))),
+    ("audio-help", Switch),
+    ("audiodev", Keys(Some("driver"))),
+    ("bios", Text),
+    ("blockdev", Keys(Some("driver"))),
+    ("boot", Keys(Some("order"))),
+    ("cdrom", Text),
+    ("chardev", Keys(Some("backend"))),
+    ("chroot", Text),
+    ("compat", Keys(None)),
+    ("cpu", Text),
+    ("ctrl-grab", Switch),
+    ("curses", Switch),
+    ("D", Text),
+    ("d", Text),
+    ("daemonize", Switch),
+    ("debugcon", Text),
+    ("device", Keys(Some("driver"))),
+    ("dfilter", Text),
+    ("display", Keys(Some("type"))),
+    ("drive", Keys(None)),
+    ("dtb", Text),
+    ("dump-vmstate", Text),
+    ("echr", Text),
+    ("enable-fips", Switch),
+    ("enable-kvm", Switch),
+    ("enable-sync-profile", Switch),
+    ("fda", Text),
+    ("fdb", Text),
+    ("fsdev", Keys(Some("fsdriver"))),
+    ("full-screen", Switch),
+    ("fw_cfg", Keys(Some("name"))),
+    ("g", Text),
+    ("gdb", Text),
+    ("global", Text),
+    ("h", Switch),
+    ("hda", Text),
+    ("hdb", Text),
+    ("hdc", Text),
+    ("hdd", Text),
+    ("help", Switch),
+    ("icount", Keys(Some("shift"))),
+    ("incoming", Text),
+    ("initrd", Text),
+    ("iscsi", Keys(None)),
+    ("jitdump", Switch),
+    ("k", Text),
+    ("kernel", Text),
+    ("L", Text),
+    ("loadvm", Text),
+    ("M", Keys(Some("type"))),
+    ("m", Keys(Some("size"))),
+    ("machine", Keys(Some("type"))),
+    ("mem-path", Text),
+    ("mem-prealloc", Switch),
+    ("mon", Keys(Some("chardev"))),
+    ("monitor", Text),
+    ("msg", Keys(None)),
+    ("mtdblock", Text),
+    ("name", Keys(Some("guest"))),
+    ("net", Keys(Some("type"))),
+    ("netdev", Keys(Some("type"))),
+    ("nic", Keys(Some("type"))),
+    ("no-acpi", Switch),
+    ("no-fd-bootchk", Switch),
+    ("no-hpet", Switch),
+    ("no-quit", Switch),
+    ("no-reboot", Switch),
+    ("no-shutdown", Switch),
+    ("no-user-config", Switch),
+    ("nodefaults", Switch),
+    ("nographic", Switch),
+    ("numa", Keys(Some("type"))),
+    ("object", Keys(Some("qom-type"))),
+    ("old-param", Switch),
+    ("one-insn-per-tb", Switch),
+    ("only-migratable", Switch),
+    ("option-rom", Keys(Some("romfile"))),
+    ("overcommit", Keys(None)),
+    ("parallel", Text),
+    ("perfmap", Switch),
+    ("pflash", Text),
+    ("pidfile", Text),
+    ("plugin", Keys(None)),
+    ("portrait", Switch),
+    ("preconfig", Switch),
+    ("prom-env", Text),
+    ("qmp", Text),
+    ("qmp-pretty", Text),
+    ("qtest", Text),
+    ("qtest-log", Text),
+    ("readconfig", Text),
+    ("rotate", Text),
+    ("rtc", Keys(Some("base"))),
+    ("run-with", Keys(None)),
+    ("runas", Text),
+    ("S", Switch),
+    ("s", Switch),
+    ("sandbox", Keys(Some("enable"))),
+    ("sd", Text),
+    ("sdl", Switch),
+    ("seed", Text),
+    ("semihosting", Switch),
+    ("semihosting-config", Keys(Some("enable"))),
+    ("serial", Text),
+    ("set", Text),
+    ("shim", Text),
+    ("singlestep", Switch),
+    ("smbios", Keys(None)),
+    ("smp", Keys(Some("cpus"))),
+    ("snapshot", Switch),
+    ("soundhw", Text),
+    ("spice", Keys(None)),
+    ("tb-size", Text),
+    ("tpmdev", Keys(Some("type"))),
+    ("trace", Keys(Some("enable"))),
+    ("usb", Switch),
+    ("usbdevice", Text),
+    ("uuid", Text),
+    ("version", Switch),
+    ("vga", Text),
+    ("virtfs", Keys(Some("fsdriver"))),
+    ("vnc", Text),
+    ("watchdog", Text),
+    ("watchdog-action", Text),
+    ("win2k-hack", Switch),
+];
+
+/// The option of that name, without its dashes.
+pub(crate) fn find(name: &str) -> Option<(&'static str, Form)> {
+    OPTIONS.iter().find(|(known, _)| *known == name).copied()
+}
+
+/// The known option that is written most like `name`: the longest common beginning.
+pub(crate) fn nearest(name: &str) -> Option<&'static str> {
+    let common = |known: &str| {
+        known
+            .bytes()
+            .zip(name.bytes())
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
+    let best = OPTIONS.iter().max_by_key(|(known, _)| common(known))?.0;
+    (common(best) >= 3).then_some(best)
+}
