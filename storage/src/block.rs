@@ -161,6 +161,11 @@ pub trait BlockImage: Send + Sync {
         };
         Ok(Vec::from_iter((whole.len > 0).then_some(whole)))
     }
+    /// Nothing more is written to it, for ever: what was written late goes to its files, and others may read them from now
+    /// on. No queue of it may have requests under way. Blocks.
+    fn retire(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
 }
 
 /// Submits requests and reaps their ends. Lives on one worker, inside a task that does no other host operations.

@@ -10,6 +10,7 @@ mod cache;
 mod check;
 mod filter;
 mod job;
+mod live;
 mod lock;
 mod memory;
 mod open;
@@ -26,6 +27,7 @@ pub use filter::{
     FaultHandle, FaultImage, FaultRules, LogEvent, LogImage, LoggedOp, Rate, ReadAhead, StopHandle,
     StopImage, Throttle, ThrottleCounts, ThrottleGroup, ThrottleLimits, WriteLog,
 };
+pub use live::{LiveHandle, LiveImage, NewLayer};
 pub use lock::LockTime;
 pub use memory::{NullImage, RamImage};
 pub use open::{Format, OpenOptions, open};

@@ -127,6 +127,11 @@ pub(crate) fn unlock(file: &File) {
     }
 }
 
+/// A writer's lock becomes a reader's: others may read the image from now on.
+pub(crate) fn lower(file: &File) -> io::Result<()> {
+    sys::unlock_byte(file, HOLDS + WRITE)
+}
+
 fn try_lock(file: &File, read_only: bool) -> Result<(), LockError> {
     let held: &[i64] = if read_only {
         &[CONSISTENT_READ]

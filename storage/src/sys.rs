@@ -93,6 +93,13 @@ pub(crate) fn lock_byte(file: &File, byte: i64) -> io::Result<()> {
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
 }
 
+/// Gives up the lock of one byte.
+pub(crate) fn unlock_byte(file: &File, byte: i64) -> io::Result<()> {
+    let lock = one_byte(libc::F_UNLCK, byte);
+    // SAFETY: F_OFD_SETLK reads one flock, which lives.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })
+}
+
 /// Gives up every lock of the open file description.
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
     let mut lock = one_byte(libc::F_UNLCK, 0);

@@ -60,8 +60,8 @@ fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
     for (index, plan) in plan.disks.iter().enumerate() {
         let name = format!("disk{index}");
         if plan.interface == DiskInterface::Ide {
-            let image = image(&name, plan, &mut context)?;
-            drives.push((image, plan));
+            let (image, live) = image(&name, plan, &mut context)?;
+            drives.push(((name, image, live), plan));
             continue;
         }
         slots.push(Slot {

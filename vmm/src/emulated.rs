@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use treaty_catalog::{CatalogError, packets};
+use treaty_catalog::{CatalogError, LiveHandle, packets};
 use treaty_e1000::{Config, E1000, E1000Error, Model, Parts};
 use treaty_ide::DriveConfig;
 use treaty_net::PacketBackend;
@@ -22,17 +22,24 @@ pub(crate) enum Emulated {
 /// The drives of the IDE controller, their images open.
 pub(crate) struct Drives(Vec<OpenDrive>);
 
+/// A drive's name, image, and what takes snapshots of it.
+pub(crate) type DriveImage = (String, Arc<dyn BlockImage>, Option<LiveHandle>);
+
 struct OpenDrive {
+    name: String,
     image: Arc<dyn BlockImage>,
+    live: Option<LiveHandle>,
     cdrom: bool,
     serial: String,
 }
 
 impl Drives {
     /// In order: first channel, first drive first. At most four; the plan has been checked.
-    pub(crate) fn new(drives: Vec<(Arc<dyn BlockImage>, &DiskPlan)>) -> Self {
-        let drive = |(index, (image, plan)): (usize, (Arc<dyn BlockImage>, &DiskPlan))| OpenDrive {
+    pub(crate) fn new(drives: Vec<(DriveImage, &DiskPlan)>) -> Self {
+        let drive = |(index, ((name, image, live), plan)): (usize, (DriveImage, &DiskPlan))| OpenDrive {
+            name,
             image,
+            live,
             cdrom: plan.media == DiskMedia::Cdrom,
             serial: plan.serial.clone().unwrap_or_else(|| format!("TR{index:05}")),
         };
@@ -41,6 +48,12 @@ impl Drives {
 
     pub(crate) fn name(&self) -> &'static str {
         "ide0"
+    }
+
+    /// Those of which snapshots can be taken, by name.
+    pub(crate) fn disks(&self) -> Vec<(String, LiveHandle)> {
+        let named = |drive: &OpenDrive| Some((drive.name.clone(), drive.live.clone()?));
+        self.0.iter().filter_map(named).collect()
     }
 
     /// For one boot; `worker` makes a worker for each drive.

@@ -2,10 +2,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use treaty_catalog::StopHandle;
+use treaty_catalog::{LiveHandle, StopHandle};
 use treaty_kvm::Kvm;
+use treaty_storage::StorageError;
 
-use crate::api::{BackEndInfo, Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo};
+use crate::api::{
+    BackEndInfo, Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo, SnapshotRequest,
+};
 use crate::devices;
 use crate::life::{End, Life};
 use crate::machine::{self, Attached, BuildError, Host, Machine, Power, SerialEndpoint};
@@ -200,12 +203,66 @@ impl Control for Vm {
         Ok(())
     }
 
+    /// The vCPUs stop for as long as it takes: a device that is being drained must not be talked to.
+    fn snapshot(&self, what: &SnapshotRequest) -> Result<(), ControlError> {
+        let refused = |error: StorageError| ControlError::Refused(format!("{}: {error}", what.disk));
+        let live = find_disk(&self.current()?.devices, &what.disk)?.1.clone();
+        let layer = live.new_layer(&what.path).map_err(refused)?;
+        let was_paused = self.0.life.state() == MachineState::Paused;
+        self.0.life.pause()?;
+        // Since then nothing reboots, so this boot's device is the one that uses the image.
+        let result = self.current().and_then(|current| {
+            let (device, _) = find_disk(&current.devices, &what.disk)?;
+            let result = match device.pause() {
+                true => layer.take_over().map_err(refused),
+                false => Err(ControlError::Failed(format!(
+                    "{} did not drain in time",
+                    what.disk
+                ))),
+            };
+            if !was_paused {
+                device.resume();
+            }
+            result
+        });
+        if !was_paused {
+            self.0.life.resume()?;
+        }
+        result
+    }
+
     fn devices(&self) -> Vec<DeviceInfo> {
         let current = self.current();
         current.map_or_else(
             |_| Vec::new(),
             |current| current.devices.iter().map(describe).collect(),
         )
+    }
+}
+
+/// The disk of that name, if a snapshot of it can be taken now, and the device that it is part of.
+fn find_disk<'a>(
+    devices: &'a [Attached],
+    name: &str,
+) -> Result<(&'a Attached, &'a LiveHandle), ControlError> {
+    let all = || {
+        devices
+            .iter()
+            .flat_map(|device| device.disks.iter().map(move |disk| (device, disk)))
+    };
+    let Some((device, (_, live))) = all().find(|(_, disk)| disk.0 == name) else {
+        let names: Vec<&str> = all().map(|(_, disk)| disk.0.as_str()).collect();
+        return Err(ControlError::Refused(match names.is_empty() {
+            true => format!("there is no disk {name} of which a snapshot could be taken here"),
+            false => format!("there is no disk {name} here; there are: {}", names.join(", ")),
+        }));
+    };
+    match device.stop.as_ref().and_then(StopHandle::reason) {
+        // Draining would give the guest the error that it was to be spared.
+        Some(reason) => Err(ControlError::Refused(format!(
+            "{name} waits to be resumed, so no snapshot of it: {reason}"
+        ))),
+        None => Ok((device, live)),
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
-use treaty_vmm::api::{DeviceInfo, MachineStatus};
+use treaty_plan::from_flag;
+use treaty_vmm::api::{DeviceInfo, LayerFormat, MachineStatus, SnapshotRequest};
 
 use crate::output;
 
@@ -30,7 +31,7 @@ pub struct Args {
     what: What,
 }
 
-#[derive(clap::Subcommand, Clone, Copy)]
+#[derive(clap::Subcommand)]
 enum What {
     /// State, vCPUs, memory, uptime.
     Status,
@@ -46,10 +47,34 @@ enum What {
     Devices,
     /// List every queue's counters.
     Counters,
+    /// Keep a disk's contents as they are; what the guest writes from now on goes to a new image on top.
+    ///
+    /// The guest stops for the moment that it takes. The old image is the new one's backing file and is not written to any
+    /// more. Start the machine the next time with `--disk path=NEW,format=qcow2,backing=on`.
+    Snapshot {
+        /// The disk's name, as `devices` lists it or by the order of --disk: disk0.
+        disk: String,
+        /// `path=FILE[,format=qcow2]`: the new image; the file must not exist.
+        #[arg(value_parser = layer)]
+        layer: Layer,
+    },
+}
+
+/// The new image of a snapshot.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Layer {
+    path: PathBuf,
+    #[serde(default)]
+    format: LayerFormat,
+}
+
+fn layer(text: &str) -> Result<Layer, String> {
+    from_flag(text, Some("path")).map_err(|error| error.to_string())
 }
 
 impl What {
-    fn request(self) -> (&'static str, &'static str) {
+    fn request(&self) -> (&'static str, &'static str) {
         match self {
             Self::Status => ("GET", "status"),
             Self::Devices | Self::Counters => ("GET", "devices"),
@@ -57,13 +82,35 @@ impl What {
             Self::Resume => ("PUT", "resume"),
             Self::PowerButton => ("PUT", "power-button"),
             Self::Quit => ("PUT", "quit"),
+            Self::Snapshot { .. } => ("PUT", "snapshot"),
         }
+    }
+
+    /// The request's body.
+    fn body(&self) -> anyhow::Result<String> {
+        let Self::Snapshot { disk, layer } = self else {
+            return Ok(String::new());
+        };
+        // The monitor may have another current directory.
+        let path = std::path::absolute(&layer.path)?;
+        Ok(serde_json::to_string(&SnapshotRequest {
+            disk: disk.clone(),
+            path,
+            format: layer.format,
+        })?)
     }
 }
 
 pub fn main(args: &Args) -> anyhow::Result<u8> {
     let (method, path) = args.what.request();
-    let text = exchange(&args.socket, method, path, Duration::from_secs(args.timeout))?;
+    let body = args.what.body()?;
+    let text = exchange(
+        &args.socket,
+        method,
+        path,
+        &body,
+        Duration::from_secs(args.timeout),
+    )?;
     let text = match args.what {
         _ if args.json => text,
         What::Devices => lines(&parse::<Vec<DeviceInfo>>(&text)?, device_text),
@@ -83,16 +130,23 @@ fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
 }
 
 /// One request and its answer's body; an error answer becomes an error.
-fn exchange(socket: &Path, method: &str, path: &str, timeout: Duration) -> anyhow::Result<String> {
+fn exchange(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: &str,
+    timeout: Duration,
+) -> anyhow::Result<String> {
     let name = socket.display();
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("cannot reach a machine at {name}; was it started with --api {name}?"))?;
     stream.set_read_timeout(Some(timeout))?;
-    let head = format!(
-        "{method} /api/v1/{path} HTTP/1.1\r\nHost: treaty\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    let length = body.len();
+    let text = format!(
+        "{method} /api/v1/{path} HTTP/1.1\r\nHost: treaty\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     );
     stream
-        .write_all(head.as_bytes())
+        .write_all(text.as_bytes())
         .with_context(|| format!("{name}: the machine hung up"))?;
     let mut answer = Vec::new();
     stream

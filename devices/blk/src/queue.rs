@@ -86,7 +86,9 @@ impl QueueTask for BlkQueue {
             Pause::BudgetSpent => Progress::More,
             Pause::CapReached if self.work.has_room() => Progress::More,
             Pause::CapReached => Progress::Idle,
-            Pause::RingEmpty if turn.stopping() && self.queue.in_flight() == 0 => Progress::Finished,
+            Pause::RingEmpty if turn.stopping() && self.queue.in_flight() == 0 && self.work.is_drained() => {
+                Progress::Finished
+            }
             Pause::RingEmpty if turn.stopping() => Progress::Idle,
             Pause::RingEmpty if turn.polling() => self.queue.look_again(before),
             Pause::RingEmpty if self.queue.arm() => Progress::More,

@@ -75,6 +75,12 @@ impl Work {
         std::mem::take(&mut self.submitted)
     }
 
+    /// True if the storage has nothing under way, be it a request or something of its own: before that, its queue must not
+    /// go.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.setup.image.in_flight() == 0
+    }
+
     pub(crate) fn counters(&self) -> &BlkCounters {
         &self.setup.counters
     }

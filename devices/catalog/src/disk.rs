@@ -8,8 +8,8 @@ use treaty_nbd::{Export, NbdStore};
 use treaty_plan::{CacheChoice, DiskFormat, DiskPlan, LockChoice, OnError, ThrottlePlan};
 use treaty_storage::qcow2::{Backing, Qcow2Options};
 use treaty_storage::{
-    BlockImage, CacheMode, Format, LockTime, NullImage, OpenOptions, Rate, ReadAhead, StopHandle, StopImage,
-    StorageError, Stores, Throttle, ThrottleCounts, ThrottleGroup, ThrottleLimits,
+    BlockImage, CacheMode, Format, LiveHandle, LiveImage, LockTime, NullImage, OpenOptions, Rate, ReadAhead,
+    StopHandle, StopImage, StorageError, Stores, Throttle, ThrottleCounts, ThrottleGroup, ThrottleLimits,
 };
 use treaty_virtio_device::{CounterSet, DeviceCounters};
 
@@ -39,6 +39,7 @@ pub fn stores() -> Stores {
 /// An image with everything that its plan puts on top of it.
 struct Stack {
     image: Arc<dyn BlockImage>,
+    live: Option<LiveHandle>,
     stop: Option<StopHandle>,
     throttle: Option<Arc<ThrottleCounts>>,
 }
@@ -48,6 +49,7 @@ pub fn disk(name: &str, plan: &DiskPlan, context: &mut DiskContext) -> Result<Op
     let of_device = name.to_owned();
     let Stack {
         image,
+        live,
         stop,
         throttle,
     } = stack(plan, context).map_err(named(name))?;
@@ -74,16 +76,18 @@ pub fn disk(name: &str, plan: &DiskPlan, context: &mut DiskContext) -> Result<Op
         })
     });
     opened.stop = stop;
+    opened.live = live;
     Ok(opened)
 }
 
-/// The image that a plan names, with its limits, for a drive that is not virtio.
+/// The image that a plan names, with its limits, for a drive that is not virtio; and what takes snapshots of it.
 pub fn image(
     name: &str,
     plan: &DiskPlan,
     context: &mut DiskContext,
-) -> Result<Arc<dyn BlockImage>, CatalogError> {
-    Ok(stack(plan, context).map_err(named(name))?.image)
+) -> Result<(Arc<dyn BlockImage>, Option<LiveHandle>), CatalogError> {
+    let stack = stack(plan, context).map_err(named(name))?;
+    Ok((stack.image, stack.live))
 }
 
 /// The image that a plan names, with its limits, for clients of a server instead of a guest.
@@ -98,7 +102,7 @@ pub fn export(name: &str, plan: &DiskPlan, context: &mut DiskContext) -> Result<
 }
 
 fn stack(plan: &DiskPlan, context: &mut DiskContext) -> Result<Stack, StorageError> {
-    let mut image = open(plan, &context.stores)?;
+    let (mut image, live) = open(plan, &context.stores)?;
     if let Some(window) = plan.read_ahead {
         image = Arc::new(ReadAhead::new(image, u32::try_from(window.0).unwrap_or(u32::MAX)));
     }
@@ -116,6 +120,7 @@ fn stack(plan: &DiskPlan, context: &mut DiskContext) -> Result<Stack, StorageErr
     }
     Ok(Stack {
         image,
+        live,
         stop,
         throttle,
     })
@@ -187,18 +192,19 @@ fn qcow2(plan: &DiskPlan) -> Qcow2Options {
     }
 }
 
-fn open(plan: &DiskPlan, stores: &Stores) -> Result<Arc<dyn BlockImage>, StorageError> {
+type Image = (Arc<dyn BlockImage>, Option<LiveHandle>);
+
+fn open(plan: &DiskPlan, stores: &Stores) -> Result<Image, StorageError> {
     let format = match plan.format {
         DiskFormat::Raw => Format::Raw,
         DiskFormat::Qcow2 => Format::Qcow2,
         DiskFormat::Null => {
             let blocks = plan.size.map_or(0, |size| size.bytes() / 512);
-            return Ok(Arc::new(NullImage::new(
-                u32::try_from(blocks).unwrap_or(u32::MAX),
-            )));
+            let image = NullImage::new(u32::try_from(blocks).unwrap_or(u32::MAX));
+            return Ok((Arc::new(image), None));
         }
     };
-    treaty_storage::open(&OpenOptions {
+    let image = LiveImage::open(OpenOptions {
         format,
         read_only: plan.readonly,
         cache: cache_mode(plan),
@@ -209,7 +215,9 @@ fn open(plan: &DiskPlan, stores: &Stores) -> Result<Arc<dyn BlockImage>, Storage
         stores: stores.clone(),
         qcow2: qcow2(plan),
         ..OpenOptions::raw(PathBuf::from(&plan.path))
-    })
+    })?;
+    let live = image.handle();
+    Ok((Arc::new(image), Some(live)))
 }
 
 /// What the filters count, under the disk's first queue.

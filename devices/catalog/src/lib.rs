@@ -31,13 +31,14 @@ pub use net::{net, packets};
 pub use rng::rng;
 pub use workers::{WorkerPool, poll_of};
 
-pub use treaty_storage::StopHandle;
+pub use treaty_storage::{LiveHandle, StopHandle};
 use treaty_virtio_device::{DeviceCounters, VirtioDevice};
 
 /// A device's back-ends, open and locked.
 pub struct Opened {
     name: String,
     stop: Option<StopHandle>,
+    live: Option<LiveHandle>,
     build: Build,
 }
 
@@ -51,6 +52,7 @@ impl Opened {
         Self {
             name: name.to_owned(),
             stop: None,
+            live: None,
             build: Box::new(build),
         }
     }
@@ -58,6 +60,11 @@ impl Opened {
     /// What a disk that stops on errors is resumed by.
     pub fn stop_handle(&self) -> Option<&StopHandle> {
         self.stop.as_ref()
+    }
+
+    /// What takes snapshots of a disk while it runs.
+    pub fn live_handle(&self) -> Option<&LiveHandle> {
+        self.live.as_ref()
     }
 
     /// The device's name in this machine or daemon, such as `disk0`.

@@ -16,6 +16,8 @@ pub fn batch() -> Batch {
     tests.push(large_blocks());
     tests.push(ide());
     tests.push(clone());
+    tests.push(snapshot());
+    tests.push(full());
     Batch {
         name: "disk".into(),
         tests,
@@ -90,6 +92,46 @@ fn clone() -> GuestTest {
             .into(),
         expect: vec![Expect::Console("checked".into())],
         ..long(GuestTest::new("disk-qcow2-clone", guest))
+    }
+}
+
+/// External snapshots of a disk and a drive while the guest writes to both; QEMU's tools judge what is there afterwards.
+fn snapshot() -> GuestTest {
+    let guest = Guest {
+        cpus: 2,
+        devices: vec![
+            "--disk path=$W/vda.raw,format=raw,queues=2,ring=packed".into(),
+            "--disk path=$W/signal,format=raw,readonly".into(),
+            "--disk path=$W/sda.qcow2,format=qcow2,if=ide".into(),
+        ],
+        script: include_str!("scripts/disk-snapshot.sh").into(),
+        ..Guest::new(Kernel::K6_12)
+    };
+    GuestTest {
+        before: include_str!("scripts/disk-snapshot-before.sh").into(),
+        beside: include_str!("scripts/disk-snapshot-host.sh").into(),
+        after: include_str!("scripts/disk-snapshot-after.sh").into(),
+        ..long(GuestTest::new("disk-snapshot", guest))
+    }
+}
+
+/// A file system of the host that is full: writes wait until it has room and somebody says `resume`.
+fn full() -> GuestTest {
+    let guest = Guest {
+        devices: vec![
+            "--disk path=$W/small/vda,format=raw,on-error=stop".into(),
+            "--disk path=$W/small/vdb,format=qcow2,on-error=stop".into(),
+        ],
+        script: include_str!("scripts/disk-full.sh").into(),
+        ..Guest::new(Kernel::K6_1)
+    };
+    GuestTest {
+        before: "mkdir small && mount -t tmpfs -o size=4m none small && truncate -s 16M small/vda\n\
+                 \"$LAB_TREATY\" img create -q -f qcow2 small/vdb 16M\n"
+            .into(),
+        beside: include_str!("scripts/disk-full-host.sh").into(),
+        after: include_str!("scripts/disk-full-after.sh").into(),
+        ..long(GuestTest::new("disk-full", guest))
     }
 }
 

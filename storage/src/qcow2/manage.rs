@@ -121,4 +121,12 @@ impl BlockImage for Qcow2Image {
         let end = offset.saturating_add(len);
         self.run(move |cx| cx.map(offset, end))
     }
+
+    fn retire(&self) -> Result<(), StorageError> {
+        self.run(|cx| async move { cx.finish().await })?;
+        let image = &self.0.image;
+        let top = image.top();
+        image.stores[usize::from(top.data)].retire()?;
+        image.stores[usize::from(top.file)].retire()
+    }
 }

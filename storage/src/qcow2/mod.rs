@@ -41,6 +41,6 @@ pub use create::{CreateOptions, Preallocation};
 pub use header::Compression;
 pub use info::{Info, Measure, measure};
 pub use manage::Qcow2Image;
-pub(crate) use open::open;
 pub use open::{Backing, Qcow2Options};
+pub(crate) use open::{open, open_on};
 pub use snapshot::Snapshot;

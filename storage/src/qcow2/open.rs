@@ -85,6 +85,31 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Qcow2Image, StorageError> {
     opened(chain)
 }
 
+/// Opens an image whose backing file is open already, whatever it says about one.
+pub(crate) fn open_on(
+    options: &OpenOptions,
+    backing: Arc<dyn BlockImage>,
+) -> Result<Qcow2Image, StorageError> {
+    let options = OpenOptions {
+        qcow2: Qcow2Options {
+            alone: true,
+            ..options.qcow2.clone()
+        },
+        ..options.clone()
+    };
+    let mut chain = Chain::new(&options)?;
+    chain.add(Reference {
+        path: options.path.clone(),
+        format: Format::Qcow2,
+    })?;
+    chain.leaf = Some(Leaf {
+        store: chain.stores.len() as u16,
+        len: backing.capabilities().len,
+    });
+    chain.stores.push(backing);
+    opened(chain)
+}
+
 /// An open chain, ready for use: refcounts that were not written when it was used last are counted.
 fn opened(chain: Chain<'_>) -> Result<Qcow2Image, StorageError> {
     let (writable, to_repair) = (!chain.options.read_only, chain.options.qcow2.corrupt);

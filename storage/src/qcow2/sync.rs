@@ -13,6 +13,7 @@ use std::task::Poll;
 use treaty_buffers::IoBuffers;
 
 use super::cx::{Cx, Done};
+use super::guards::Freed;
 use super::header::incompatible;
 use super::image::Image;
 use super::pages::{Class, Copied};
@@ -77,18 +78,16 @@ impl Cx {
             let lazy = meta.header.incompatible & incompatible::DIRTY != 0 && !meta.eager;
             (meta.pages.take_dirty(lazy), std::mem::take(&mut meta.freed))
         };
-        let result = self.write_out(&copies).await;
-        let ripe = {
-            let mut meta = self.image.top().meta();
-            meta.pages.written(&copies, result.is_err());
-            if result.is_err() {
-                meta.freed.extend(freed);
-            } else {
-                meta.guards.retire(freed);
-            }
-            meta.guards.has_ripe()
+        let mut taken = Taken {
+            image: self.image.clone(),
+            copies,
+            freed,
+            durable: false,
         };
-        if ripe {
+        let result = self.write_out(&taken.copies).await;
+        taken.durable = result.is_ok();
+        drop(taken);
+        if self.image.top().meta().guards.has_ripe() {
             self.io.spawn(self.reap());
         }
         result
@@ -143,6 +142,27 @@ impl Cx {
             flight.add(self.io.write_bytes(file, start, &bytes)).await?;
         }
         flight.land().await
+    }
+}
+
+/// What a round writes. Unless all of it is durable, also if the round is given up, the next one has to do it again.
+struct Taken {
+    image: Arc<Image>,
+    copies: Vec<Copied>,
+    freed: Vec<Freed>,
+    durable: bool,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut meta = self.image.top().meta();
+        let freed = std::mem::take(&mut self.freed);
+        meta.pages.written(&self.copies, !self.durable);
+        if self.durable {
+            meta.guards.retire(freed);
+        } else {
+            meta.freed.extend(freed);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::queue::RawQueue;
-use crate::lock::{Share, Users, unlock};
+use crate::lock::{Share, Users, lower, unlock};
 use crate::open::MAX_TRANSFER;
 use crate::{BlockImage, BlockQueue, Capabilities, Extent, StorageError, sys};
 
@@ -136,5 +136,15 @@ impl BlockImage for RawImage {
             at = until;
         }
         Ok(extents)
+    }
+
+    fn retire(&self) -> Result<(), StorageError> {
+        if self.0.read_only || self.0.users.is_some() {
+            return Ok(());
+        }
+        lower(&self.0.file).map_err(|source| StorageError::Host {
+            action: format!("let others read {}", self.0.path.display()),
+            source,
+        })
     }
 }

@@ -8,7 +8,10 @@ mod server;
 mod types;
 
 pub use server::{ApiError, ApiServer};
-pub use types::{BackEndInfo, Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo};
+pub use types::{
+    BackEndInfo, Control, ControlError, DeviceInfo, LayerFormat, MachineState, MachineStatus, QueueInfo,
+    SnapshotRequest,
+};
 
 /// The description of the API, OpenAPI 3.1.
 pub const OPENAPI: &str = include_str!("openapi.json");

@@ -1,9 +1,10 @@
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tiny_http::{Header, Method, Request, Response, Server};
 use treaty_listen::{ListenError, Listener};
 
@@ -67,8 +68,8 @@ impl Drop for ApiServer {
 }
 
 fn answer_all(server: &Server, machine: &dyn Control) {
-    for request in server.incoming_requests() {
-        let (code, body) = answer(&request, machine);
+    for mut request in server.incoming_requests() {
+        let (code, body) = answer(&mut request, machine);
         let json = Header {
             field: field("Content-Type"),
             value: value("application/json"),
@@ -95,10 +96,12 @@ fn value<T: std::str::FromStr>(text: &'static str) -> T {
 type Answer = (u16, String);
 
 const READ: &[&str] = &["status", "devices", "openapi.json"];
-const WRITE: &[&str] = &["pause", "resume", "power-button", "quit"];
+const WRITE: &[&str] = &["pause", "resume", "power-button", "quit", "snapshot"];
+/// The longest body of a request, in bytes.
+const MAX_BODY: u64 = 64 << 10;
 
-fn answer(request: &Request, machine: &dyn Control) -> Answer {
-    let path = request.url().split('?').next().unwrap_or_default();
+fn answer(request: &mut Request, machine: &dyn Control) -> Answer {
+    let path = request.url().split('?').next().unwrap_or_default().to_owned();
     let Some(what) = path.strip_prefix("/api/v1/") else {
         return error(404, "paths begin with /api/v1/; see /api/v1/openapi.json");
     };
@@ -110,10 +113,24 @@ fn answer(request: &Request, machine: &dyn Control) -> Answer {
         (Method::Put, "resume") => command(machine.resume(), machine),
         (Method::Put, "power-button") => command(machine.power_button(), machine),
         (Method::Put, "quit") => command(machine.quit(), machine),
+        (Method::Put, "snapshot") => match body(request) {
+            Ok(what) => command(machine.snapshot(&what), machine),
+            Err(reason) => error(400, &reason),
+        },
         (_, what) if READ.contains(&what) => error(405, "use GET"),
         (_, what) if WRITE.contains(&what) => error(405, "use PUT"),
         _ => error(404, "no such thing; see /api/v1/openapi.json"),
     }
+}
+
+/// A request's body, which is JSON.
+fn body<T: DeserializeOwned>(request: &mut Request) -> Result<T, String> {
+    let mut text = String::new();
+    let mut bytes = request.as_reader().take(MAX_BODY);
+    let read = bytes.read_to_string(&mut text);
+    read.map_err(|reason| format!("the body cannot be read: {reason}"))?;
+    serde_json::from_str(&text)
+        .map_err(|reason| format!("the body is not what /api/v1/openapi.json says: {reason}"))
 }
 
 /// A command answers with the state that it led to.
@@ -121,6 +138,7 @@ fn command(result: Result<(), ControlError>, machine: &dyn Control) -> Answer {
     match result {
         Ok(()) => json(&machine.status()),
         Err(refused @ ControlError::State(_)) => error(409, &refused.to_string()),
+        Err(refused @ ControlError::Refused(_)) => error(400, &refused.to_string()),
         Err(failed) => error(500, &failed.to_string()),
     }
 }

@@ -3,7 +3,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use super::super::{DeviceInfo, MachineState, MachineStatus};
+use super::super::{DeviceInfo, MachineState, MachineStatus, SnapshotRequest};
 use super::*;
 
 /// A machine with nothing in it but its state: the API's own behaviour is what these tests look at.
@@ -45,6 +45,12 @@ impl Control for Switch {
     fn quit(&self) -> Result<(), ControlError> {
         self.go(MachineState::Stopped)
     }
+    fn snapshot(&self, what: &SnapshotRequest) -> Result<(), ControlError> {
+        match what.disk.as_str() {
+            "disk0" => self.go(MachineState::Running),
+            other => Err(ControlError::Refused(format!("no {other} here"))),
+        }
+    }
     fn devices(&self) -> Vec<DeviceInfo> {
         Vec::new()
     }
@@ -85,6 +91,37 @@ fn commands_change_the_state_and_wrong_ones_say_why() {
     );
     drop(api);
     assert!(!path.exists());
+}
+
+#[test]
+fn a_snapshot_says_what_is_wrong_with_it() {
+    let path = socket("snapshot");
+    let _api = ApiServer::start(&path, Arc::new(Switch(Mutex::new(MachineState::Running)))).unwrap();
+    let put = |body: &str| {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        write!(
+            stream,
+            "PUT /api/v1/snapshot HTTP/1.1\r\nHost: treaty\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    assert!(put(r#"{"disk":"disk0","path":"/new"}"#).contains("200 OK"));
+    for (body, reason) in [
+        (r#"{"disk":"disk7","path":"/new"}"#, "no disk7 here"),
+        (r#"{"disk":"disk0"}"#, "missing field `path`"),
+        (
+            r#"{"disk":"disk0","path":"/new","format":"raw"}"#,
+            "unknown variant `raw`",
+        ),
+        ("", "the body is not"),
+    ] {
+        let answer = put(body);
+        assert!(answer.contains(" 400 ") && answer.contains(reason), "{answer}");
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +15,33 @@ pub trait Control: Send + Sync {
     fn power_button(&self) -> Result<(), ControlError>;
     /// Ends the machine without asking the guest, as if its power were cut; host caches are flushed.
     fn quit(&self) -> Result<(), ControlError>;
+    /// Keeps the contents of a disk as they are: what is written from now on goes to a new image on top. Returns when that
+    /// is in use. If it fails, nothing has changed.
+    fn snapshot(&self, what: &SnapshotRequest) -> Result<(), ControlError>;
     /// The machine's virtio devices.
     fn devices(&self) -> Vec<DeviceInfo>;
+}
+
+/// The body of `PUT /api/v1/snapshot`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// The disk's name, such as `disk0`.
+    pub disk: String,
+    /// The new image's file. It must not exist; it is best named from the root.
+    pub path: PathBuf,
+    /// The new image's format: there is one.
+    #[serde(default)]
+    pub format: LayerFormat,
+}
+
+/// The formats that can be on top of another image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerFormat {
+    /// QEMU's format, version 3.
+    #[default]
+    Qcow2,
 }
 
 /// Why a command was refused.
@@ -24,6 +50,9 @@ pub enum ControlError {
     /// It makes no sense in this state.
     #[error("the machine is {0:?}")]
     State(MachineState),
+    /// What was asked for cannot be.
+    #[error("{0}")]
+    Refused(String),
     /// It failed.
     #[error("{0}")]
     Failed(String),

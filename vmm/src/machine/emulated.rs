@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use treaty_bus::{Access, Ticket};
-use treaty_catalog::WorkerPool;
+use treaty_catalog::{LiveHandle, WorkerPool};
 use treaty_e1000::{E1000, Parts};
 use treaty_ide::Ide;
 use treaty_kvm::LevelLine;
@@ -68,7 +68,7 @@ fn attach_card(
         name: name.to_owned(),
         source: Box::new(source),
     })?;
-    plug(build, places, name, Card1000(device), workers)
+    plug(build, places, name, Card1000(device), Vec::new(), workers)
 }
 
 fn attach_drives(
@@ -81,6 +81,7 @@ fn attach_drives(
     let io_address = places.io_bars.allocate(Ide::PORTS).ok_or_else(|| full(name))?;
     let lines =
         layout::IDE_GSIS.map(|gsi| -> Arc<dyn IntxLine> { Arc::new(IsaLine(build.vm.level_line(gsi))) });
+    let disks = drives.disks();
     let drives = drives.build(|worker| workers.for_card(worker))?;
     let built = Ide::new(treaty_ide::Parts {
         memory: build.memory.clone(),
@@ -96,7 +97,7 @@ fn attach_drives(
         build.ports.register(command, targets.0)?;
         build.ports.register(control, targets.1)?;
     }
-    plug(build, places, name, Controller(device), workers)
+    plug(build, places, name, Controller(device), disks, workers)
 }
 
 fn plug<T: PciDevice + 'static>(
@@ -104,6 +105,7 @@ fn plug<T: PciDevice + 'static>(
     places: &mut Places,
     name: &str,
     device: T,
+    disks: Vec<(String, LiveHandle)>,
     workers: WorkerPool,
 ) -> Result<Attached, BuildError>
 where
@@ -121,6 +123,7 @@ where
         counters: DeviceCounters::default(),
         link: None,
         stop: None,
+        disks,
         registers: function,
         _workers: workers,
     })

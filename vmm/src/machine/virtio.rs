@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use treaty_bus::Ticket;
-use treaty_catalog::{Built, StopHandle, WorkerPool, poll_of};
+use treaty_catalog::{Built, LiveHandle, StopHandle, WorkerPool, poll_of};
 use treaty_pci::{BarAllocator, PciDevice, SLOT_COUNT};
 use treaty_tables::MmioDevice;
 use treaty_vhost_frontend::{Link, VhostUserDevice};
@@ -41,6 +41,8 @@ pub(crate) struct Attached {
     pub(crate) link: Option<Arc<Link>>,
     /// Of a disk that stops on errors.
     pub(crate) stop: Option<StopHandle>,
+    /// The disks in it of which snapshots can be taken, by name.
+    pub(crate) disks: Vec<(String, LiveHandle)>,
     pub(super) registers: Arc<Mutex<dyn Registers>>,
     /// After the transport, whose device uses them.
     pub(super) _workers: WorkerPool,
@@ -102,9 +104,9 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
         }
     };
     let Built { device, counters } = built;
-    let stop = match &slot.source {
-        Source::Here(opened) => opened.stop_handle().cloned(),
-        Source::Elsewhere(..) | Source::Emulated(_) => None,
+    let (stop, live) = match &slot.source {
+        Source::Here(opened) => (opened.stop_handle().cloned(), opened.live_handle().cloned()),
+        Source::Elsewhere(..) | Source::Emulated(_) => (None, None),
     };
     let (location, registers) = match slot.transport {
         TransportChoice::Pci => attach_pci(build, places, name, device, offer)?,
@@ -112,6 +114,7 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
     };
     let (name, transport) = (name.to_owned(), slot.transport);
     Ok(Attached {
+        disks: live.map(|live| (name.clone(), live)).into_iter().collect(),
         name,
         transport,
         location,

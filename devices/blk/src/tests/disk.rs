@@ -17,6 +17,8 @@ pub struct Disk {
     pub hold: bool,
     pub held: VecDeque<Finished>,
     ready: Vec<Finished>,
+    /// Operations of the image itself, under way.
+    pub own: usize,
     pub fault: Option<Fault>,
 }
 
@@ -42,6 +44,7 @@ impl ScriptedImage {
             hold: false,
             held: VecDeque::new(),
             ready: Vec::new(),
+            own: 0,
             fault: None,
         })))
     }
@@ -101,7 +104,7 @@ impl BlockQueue for ScriptedImage {
 
     fn in_flight(&self) -> usize {
         let disk = self.disk();
-        disk.held.len() + disk.ready.len()
+        disk.held.len() + disk.ready.len() + disk.own
     }
 }
 

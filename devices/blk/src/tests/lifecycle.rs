@@ -65,6 +65,18 @@ fn hardening_31_stop_drains_and_start_goes_on() {
     }
 }
 
+/// A format that writes its tables when it is told to stop has done so before its queue goes.
+#[test]
+fn what_the_image_does_for_itself_is_waited_for() {
+    let mut rig = Rig::new(ScriptedImage::new(1 << 20, 512), Options::default());
+    assert_eq!(rig.ask(&Ask::read(0, 512)).status, status::OK);
+    rig.image.disk().own = 1;
+    rig.stopping = true;
+    assert_eq!(rig.run(), Progress::Idle);
+    rig.image.disk().own = 0;
+    assert_eq!(rig.run(), Progress::Finished);
+}
+
 /// Chains that a burst fetched before the cap was reached are served before the queue has stopped.
 #[test]
 fn what_was_fetched_is_served_while_stopping() {

@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use treaty_bus::{Access, Ticket};
 use treaty_memory::GuestMemory;
 use treaty_pci::IntxLine;
-use treaty_worker::{TaskId, WorkerHandle};
+use treaty_storage::{BlockImage, BlockQueue, StorageError};
+use treaty_worker::{Exit, TaskId, WorkerHandle};
 
 use crate::bus_master::BusMaster;
 use crate::command::IN_RESET;
 use crate::drive::{Cx, Drive};
 use crate::job::{Job, Outcome};
 use crate::registers::{control, device};
+use crate::task::DriveTask;
 
 /// EXECUTE DEVICE DIAGNOSTIC: for both drives.
 const DIAGNOSE: u8 = 0x90;
@@ -19,8 +21,26 @@ const DIAGNOSE: u8 = 0x90;
 /// A channel, shared by vCPUs and its drives' tasks.
 pub(crate) struct Channel {
     state: Mutex<State>,
-    /// Who runs the drives' jobs; set once when the controller is made.
-    tasks: Mutex<[Option<(WorkerHandle, TaskId)>; 2]>,
+    /// Who runs the drives' jobs.
+    runners: Mutex<[Option<Runner>; 2]>,
+}
+
+/// Runs a drive's jobs: a task on a worker, unless the machine is paused.
+pub(crate) struct Runner {
+    pub(crate) worker: WorkerHandle,
+    pub(crate) image: Arc<dyn BlockImage>,
+    /// The ticket is finished when the task has left.
+    task: Option<(TaskId, Ticket)>,
+}
+
+impl Runner {
+    pub(crate) fn new(worker: WorkerHandle, image: Arc<dyn BlockImage>) -> Self {
+        Self {
+            worker,
+            image,
+            task: None,
+        }
+    }
 }
 
 struct State {
@@ -32,7 +52,6 @@ struct State {
     memory: GuestMemory,
     line: Arc<dyn IntxLine>,
     level: bool,
-    paused: bool,
 }
 
 impl State {
@@ -152,9 +171,8 @@ impl Channel {
                 memory,
                 line,
                 level: false,
-                paused: false,
             }),
-            tasks: Mutex::default(),
+            runners: Mutex::default(),
         }
     }
 
@@ -162,19 +180,71 @@ impl Channel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn set_task(&self, index: usize, worker: WorkerHandle, task: TaskId) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = tasks.get_mut(index) {
-            *place = Some((worker, task));
+    fn runners(&self) -> MutexGuard<'_, [Option<Runner>; 2]> {
+        self.runners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives drive `index` what runs its jobs, and starts it.
+    pub(crate) fn run(self: &Arc<Self>, index: usize, runner: Runner) -> Result<(), StorageError> {
+        let (queue, worker) = (runner.image.queue()?, runner.worker.clone());
+        if let Some(place) = self.runners().get_mut(index) {
+            *place = Some(runner);
+        }
+        self.start(index, &worker, Ok(queue));
+        Ok(())
+    }
+
+    /// Starts a task with a queue to the image, or one that fails all jobs.
+    fn start(
+        self: &Arc<Self>,
+        index: usize,
+        worker: &WorkerHandle,
+        queue: Result<Box<dyn BlockQueue>, StorageError>,
+    ) {
+        let queue = queue
+            .inspect_err(|error| tracing::error!(%error, drive = index, "an emulated drive has no image"));
+        let task = DriveTask::new(self.clone(), index, queue.ok());
+        let owner = self.clone();
+        let (ticket, holder) = Ticket::new();
+        let on_exit = move |exit| {
+            if let Exit::Failed(reason) = exit {
+                tracing::error!(%reason, drive = index, "an emulated drive's task failed");
+                owner.job_ended(index, Outcome::Failed);
+            }
+            drop(holder);
+        };
+        // No lock is held: a worker that takes no more tasks says so at once.
+        let id = worker.add(Box::new(task), Box::new(on_exit));
+        if let Some(Some(runner)) = self.runners().get_mut(index) {
+            runner.task = Some((id, ticket));
         }
     }
 
-    /// Takes the tasks off their workers.
-    pub(crate) fn stop_tasks(&self) {
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        for (worker, task) in tasks.iter().flatten() {
-            worker.stop(*task);
+    /// Takes the tasks off their workers, and with them their queues to the images; a ticket if one is still there.
+    pub(crate) fn stop_tasks(&self) -> Option<Ticket> {
+        let mut runners = self.runners();
+        for runner in runners.iter_mut().flatten() {
+            runner.task = runner.task.take().filter(|(_, ticket)| !ticket.is_done());
+            if let Some((id, _)) = &runner.task {
+                runner.worker.stop(*id);
+            }
         }
+        let left = runners.iter().flatten().find_map(|runner| runner.task.as_ref());
+        left.map(|(_, ticket)| ticket.clone())
+    }
+
+    /// Starts the tasks that were stopped, with new queues.
+    pub(crate) fn start_tasks(self: &Arc<Self>) {
+        for index in 0..2 {
+            let stopped = match self.runners().get(index) {
+                Some(Some(runner)) if runner.task.is_none() => (runner.worker.clone(), runner.image.clone()),
+                _ => continue,
+            };
+            let (worker, image) = stopped;
+            self.start(index, &worker, image.queue());
+        }
+        // For those whose jobs have waited.
+        self.change(|_| ());
     }
 
     /// Does something to the state, then raises the interrupt and wakes whoever has something to do.
@@ -187,10 +257,12 @@ impl Channel {
             drive.is_some_and(|drive| drive.desk.is_busy() && !drive.desk.runs())
         });
         drop(state);
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        for (wanted, task) in wanted.into_iter().zip(tasks.iter()) {
-            if let Some((worker, task)) = task.as_ref().filter(|_| wanted) {
-                worker.wake(*task);
+        let runners = self.runners();
+        for (wanted, runner) in wanted.into_iter().zip(runners.iter()) {
+            if let Some(runner) = runner.as_ref().filter(|_| wanted)
+                && let Some((id, _)) = runner.task
+            {
+                runner.worker.wake(id);
             }
         }
         result
@@ -270,26 +342,9 @@ impl Channel {
         });
     }
 
-    /// Holds the drives' jobs back, or lets them go on. A ticket if one has to end first.
-    pub(crate) fn set_paused(&self, paused: bool) -> Option<Ticket> {
-        self.change(|state| {
-            state.paused = paused;
-            let running = state.drives.iter_mut().flatten().find(|drive| drive.desk.runs());
-            running.filter(|_| paused).map(|drive| {
-                let (ticket, holder) = Ticket::new();
-                drive.desk.when_idle(holder);
-                ticket
-            })
-        })
-    }
-
     /// For the task of drive `index`.
     pub(crate) fn take_job(&self, index: usize) -> Option<Job> {
-        let mut state = self.state();
-        if state.paused {
-            return None;
-        }
-        state.drive(index)?.0.desk.take()
+        self.state().drive(index)?.0.desk.take()
     }
 
     /// For the task of drive `index`: its job has ended.

@@ -8,13 +8,11 @@ use treaty_memory::GuestMemory;
 use treaty_pci::{BAR_COUNT, BarRange, ConfigSpace, Identity, IntxLine, LayoutError, PciDevice};
 use treaty_scsi_target::{Kind, Unit, UnitConfig};
 use treaty_storage::{BlockImage, StorageError};
-use treaty_worker::{Exit, WorkerHandle};
+use treaty_worker::WorkerHandle;
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Runner};
 use crate::drive::{Disk, Drive, Media, SECTOR};
-use crate::job::Outcome;
 use crate::registers::Geometry;
-use crate::task::DriveTask;
 
 /// What is in a drive's place.
 pub struct DriveConfig {
@@ -91,17 +89,15 @@ impl Ide {
         })
     }
 
-    /// Holds requests back; a ticket if some have to end first.
+    /// Holds requests back and closes the queues to the images; a ticket if it has to be asked again.
     pub fn pause(&self) -> Option<Ticket> {
-        let tickets = self.channels.each_ref().map(|channel| channel.set_paused(true));
+        let tickets = self.channels.each_ref().map(|channel| channel.stop_tasks());
         tickets.into_iter().flatten().next()
     }
 
-    /// Lets requests go on.
+    /// Lets requests go on, with new queues to the images.
     pub fn resume(&self) {
-        for channel in &self.channels {
-            channel.set_paused(false);
-        }
+        self.channels.iter().for_each(Channel::start_tasks);
     }
 
     fn channel_of(&self, offset: u64) -> Option<(&Arc<Channel>, u64)> {
@@ -115,27 +111,17 @@ fn channel(
     memory: &GuestMemory,
     line: Arc<dyn IntxLine>,
 ) -> Result<Arc<Channel>, IdeError> {
-    let mut queues = Vec::new();
+    let mut runners = Vec::new();
     for (index, config) in configs.iter().enumerate() {
         if let Some(config) = config {
-            queues.push((index, config.image.queue()?, config.worker.clone()));
+            let runner = Runner::new(config.worker.clone(), config.image.clone());
+            runners.push((index, runner));
         }
     }
     let drives = configs.map(|config| config.map(|config| drive(&config)));
     let channel = Arc::new(Channel::new(drives, memory.clone(), line));
-    for (index, queue, worker) in queues {
-        let task = DriveTask::new(channel.clone(), index, queue);
-        let owner = channel.clone();
-        let id = worker.add(
-            Box::new(task),
-            Box::new(move |exit| {
-                if let Exit::Failed(reason) = exit {
-                    tracing::error!(%reason, drive = index, "an emulated drive's task failed");
-                    owner.job_ended(index, Outcome::Failed);
-                }
-            }),
-        );
-        channel.set_task(index, worker, id);
+    for (index, runner) in runners {
+        channel.run(index, runner)?;
     }
     Ok(channel)
 }
@@ -222,7 +208,10 @@ impl PciDevice for Ide {
 
 impl Drop for Ide {
     fn drop(&mut self) {
-        self.channels.iter().for_each(|channel| channel.stop_tasks());
+        for channel in &self.channels {
+            // The worker waits for them.
+            channel.stop_tasks();
+        }
     }
 }
 

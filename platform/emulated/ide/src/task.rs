@@ -11,12 +11,13 @@ use crate::job::Outcome;
 pub(crate) struct DriveTask {
     channel: Arc<Channel>,
     index: usize,
-    queue: Box<dyn BlockQueue>,
+    /// None if the image gave none: then every job fails.
+    queue: Option<Box<dyn BlockQueue>>,
     done: Vec<Finished>,
 }
 
 impl DriveTask {
-    pub(crate) fn new(channel: Arc<Channel>, index: usize, queue: Box<dyn BlockQueue>) -> Self {
+    pub(crate) fn new(channel: Arc<Channel>, index: usize, queue: Option<Box<dyn BlockQueue>>) -> Self {
         Self {
             channel,
             index,
@@ -26,7 +27,9 @@ impl DriveTask {
     }
 
     fn reap(&mut self, turn: &mut Turn<'_>) {
-        self.queue.poll(turn, &mut self.done);
+        if let Some(queue) = &mut self.queue {
+            queue.poll(turn, &mut self.done);
+        }
         for finished in self.done.drain(..) {
             let outcome = match &finished.result {
                 Ok(()) => Outcome::Done,
@@ -48,19 +51,22 @@ impl Task for DriveTask {
     fn turn(&mut self, turn: &mut Turn<'_>) -> Progress {
         self.reap(turn);
         if turn.stopping() {
-            return if self.queue.in_flight() == 0 {
-                Progress::Finished
-            } else {
-                Progress::Idle
+            return match &self.queue {
+                Some(queue) if queue.in_flight() > 0 => Progress::Idle,
+                _ => Progress::Finished,
             };
         }
         while let Some(job) = self.channel.take_job(self.index) {
+            let Some(queue) = &mut self.queue else {
+                self.channel.job_ended(self.index, Outcome::Failed);
+                continue;
+            };
             let request = Request {
                 tag: 0,
                 kind: job.kind,
                 buffers: job.buffers,
             };
-            self.queue.submit(turn, request);
+            queue.submit(turn, request);
             // Some end without the host's help.
             self.reap(turn);
         }

@@ -122,7 +122,7 @@ impl Session {
         let stream = &mut self.stream;
         self.lanes.with(turn, IMAGE, |turn| work.reap(turn, stream));
         work.answer_questions(stream);
-        work.in_flight() == 0
+        work.is_drained()
     }
 }
 

@@ -98,6 +98,11 @@ impl Work {
         self.flying.len() - self.free.len() + self.questions
     }
 
+    /// True if nothing is under way, in the image neither: a format may have tables to write.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.in_flight() == 0 && self.queue.in_flight() == 0
+    }
+
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving
     }
