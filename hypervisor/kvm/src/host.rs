@@ -23,6 +23,9 @@ const NEEDED: &[(Cap, &str)] = &[
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
+/// Interruptions in a row that are put up with.
+const MAX_INTERRUPTIONS: usize = 1000;
+
 /// The host's KVM.
 pub struct Kvm {
     fd: kvm_ioctls::Kvm,
@@ -59,8 +62,20 @@ impl Kvm {
                 limit,
             });
         }
-        let fd = self.fd.create_vm().map_err(KvmError::call("create a VM"))?;
+        let fd = uninterrupted(|| self.fd.create_vm()).map_err(KvmError::call("create a VM"))?;
         let deadline_timer = self.fd.check_extension(Cap::TscDeadlineTimer);
         Vm::new(Arc::new(fd), self.supported.clone(), vcpus, deadline_timer)
     }
+}
+
+/// Calls again while the call is interrupted: creating a VM waits for a kernel thread, and an io_uring of this thread that has
+/// something to say counts as a signal.
+fn uninterrupted<T>(call: impl Fn() -> Result<T, kvm_ioctls::Error>) -> Result<T, kvm_ioctls::Error> {
+    for _ in 1..MAX_INTERRUPTIONS {
+        match call() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => return result,
+        }
+    }
+    call()
 }
