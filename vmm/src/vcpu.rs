@@ -4,16 +4,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use treaty_bus::Bus;
+use treaty_bus::{Bus, PostedWrites};
 use treaty_kvm::{Exit, Vcpu};
 
+use crate::exits::Exits;
 use crate::life::{End, Life, Next};
+use crate::posted::Posted;
 
 /// Where a vCPU's accesses go.
 #[derive(Clone)]
 pub(crate) struct Buses {
     pub(crate) ports: Arc<Bus>,
     pub(crate) memory: Arc<Bus>,
+    pub(crate) posted: Arc<Posted>,
+    pub(crate) exits: Arc<Exits>,
 }
 
 /// Starts the thread. It ends when the life does.
@@ -31,22 +35,29 @@ pub(crate) fn spawn(index: u8, vcpu: Vcpu, buses: Buses, life: Arc<Life>) -> std
 fn run(mut vcpu: Vcpu, buses: &Buses, life: &Life) {
     let _kicks_reach_this_thread = vcpu.enter_thread();
     while life.checkpoint(|| vcpu.note_pause()) == Next::Run {
-        let end = match vcpu.run() {
+        let exit = vcpu.run();
+        // Before anything else is done for the guest: what it wrote before comes first.
+        buses.posted.bring();
+        let end = match exit {
             Exit::PortIn { port, width, data } => {
+                buses.exits.port();
                 data.chunks_mut(width)
                     .for_each(|data| buses.ports.read(port.into(), data));
                 continue;
             }
             Exit::PortOut { port, width, data } => {
+                buses.exits.port();
                 data.chunks(width)
                     .for_each(|data| buses.ports.write(port.into(), data));
                 continue;
             }
             Exit::MmioRead { address, data } => {
+                buses.exits.memory();
                 buses.memory.read(address, data);
                 continue;
             }
             Exit::MmioWrite { address, data } => {
+                buses.exits.memory();
                 buses.memory.write(address, data);
                 continue;
             }

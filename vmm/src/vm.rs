@@ -10,6 +10,7 @@ use crate::api::{
     BackEndInfo, Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo, SnapshotRequest,
 };
 use crate::devices;
+use crate::exits::Exits;
 use crate::life::{End, Life};
 use crate::machine::{self, Attached, BuildError, Host, Machine, Power, SerialEndpoint};
 use crate::plan::{MachinePlan, TransportChoice};
@@ -36,6 +37,7 @@ struct Shared {
 #[derive(Clone)]
 struct Current {
     power: Power,
+    exits: Arc<Exits>,
     devices: Arc<Vec<Attached>>,
 }
 
@@ -81,6 +83,7 @@ impl Runner {
         loop {
             vm.set_current(Some(Current {
                 power: machine.power.clone(),
+                exits: machine.exits.clone(),
                 devices: machine.devices.clone(),
             }));
             let end = faults.judge(machine.run());
@@ -154,6 +157,10 @@ impl Control for Vm {
             uptime_seconds: self.0.started.elapsed().as_secs_f64(),
             reboots: self.0.life.reboots(),
             degraded: self.degraded(),
+            exits: self
+                .current()
+                .map(|current| current.exits.counts())
+                .unwrap_or_default(),
         }
     }
 

@@ -3,7 +3,7 @@ use std::ptr::NonNull;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use crate::{Entry, KickGuard, Kicker, KvmError, registers};
+use crate::{Entry, KickGuard, Kicker, KvmError, VcpuStats, registers};
 
 /// Why a vCPU came back from the guest.
 #[derive(Debug)]
@@ -65,6 +65,11 @@ impl Vcpu {
     /// Sets every register for the entry. The boot processor only: the others wait for the guest's INIT and SIPI.
     pub fn start_at(&self, entry: Entry) -> Result<(), KvmError> {
         registers::set(&self.fd, entry)
+    }
+
+    /// KVM's counts of it. To be called before it runs; `None` if this host's KVM counts nothing.
+    pub fn stats(&self) -> Option<VcpuStats> {
+        VcpuStats::open(&self.fd)
     }
 
     /// For making it leave the guest.

@@ -6,7 +6,7 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::Routes;
-use crate::{EdgeLine, KvmError, LevelLine, Vcpu, cpuid, registers};
+use crate::{Coalesced, EdgeLine, KvmError, LevelLine, Vcpu, cpuid, registers};
 
 /// Three pages for Intel hosts without unrestricted guests, and the page before them; inside the hole below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -28,6 +28,7 @@ pub struct Vm {
     vcpus: u8,
     deadline_timer: bool,
     routes: Arc<Routes>,
+    coalesced: Arc<Coalesced>,
 }
 
 impl Vm {
@@ -50,12 +51,14 @@ impl Vm {
         fd.create_pit2(pit)
             .map_err(KvmError::call("create the interval timer"))?;
         let routes = Arc::new(Routes::new(fd.clone())?);
+        let coalesced = Arc::new(Coalesced::new(fd.clone()));
         Ok(Self {
             fd,
             supported,
             vcpus,
             deadline_timer,
             routes,
+            coalesced,
         })
     }
 
@@ -92,7 +95,16 @@ impl Vm {
         fd.set_cpuid2(&cpuid)
             .map_err(KvmError::call("set a vCPU's CPUID"))?;
         registers::set_msrs(&fd)?;
+        self.coalesced.found(&fd).map_err(|source| KvmError::Call {
+            action: "map the ring of coalesced writes",
+            source,
+        })?;
         Vcpu::new(fd)
+    }
+
+    /// Writes that KVM may keep for a while.
+    pub fn coalesced(&self) -> Arc<Coalesced> {
+        self.coalesced.clone()
     }
 
     /// The table that message-signalled interrupts are routed by.

@@ -173,6 +173,81 @@ fn a_doorbell_rings_without_an_exit_and_matches_its_value() {
     assert_eq!(rings(Some(1)), Some((1, 2)), "32-bit writes of 1 only");
 }
 
+/// Writes to a coalesced range wait in order, in memory and ports alike, and no exit tells of them.
+#[test]
+fn coalesced_writes_wait_for_whoever_drains_them() {
+    // mov al, 1; out 0xf1, al; mov eax, 2; mov [0x100000], eax; mov al, 3; out 0xf2, al; out 0x80, al
+    let code = [
+        0xb0, 1, 0xe6, 0xf1, 0xb8, 2, 0, 0, 0, 0xa3, 0, 0, 0x10, 0, 0xb0, 3, 0xe6, 0xf2, 0xe6, 0x80,
+    ];
+    let Some(mut machine) = Machine::new(&code) else {
+        return;
+    };
+    let coalesced = machine.vm.coalesced();
+    let zones = [(EventAddress::Pio(0xf1), 2), (EventAddress::Mmio(DOORBELL), 4)];
+    for (address, len) in zones {
+        if !coalesced.add(address, len).unwrap() {
+            println!("SKIPPED: this KVM does not coalesce {address:?}");
+            return;
+        }
+    }
+    assert!(matches!(machine.vcpu.run(), Exit::PortOut { port: 0x80, .. }));
+    let mut seen = Vec::new();
+    coalesced.drain(|address, data| seen.push((address, data.to_vec())));
+    let wanted = [
+        (EventAddress::Pio(0xf1), vec![1]),
+        (EventAddress::Mmio(DOORBELL), vec![2, 0, 0, 0]),
+        (EventAddress::Pio(0xf2), vec![3]),
+    ];
+    assert_eq!(seen, wanted);
+    coalesced.drain(|address, _| panic!("{address:?} twice"));
+    assert_eq!(coalesced.drained(), 3);
+    zones
+        .iter()
+        .for_each(|(address, len)| coalesced.remove(*address, *len));
+    drop(machine);
+    let Some(mut machine) = Machine::new(&code) else {
+        return;
+    };
+    assert!(
+        matches!(machine.vcpu.run(), Exit::PortOut { port: 0xf1, .. }),
+        "not coalesced"
+    );
+}
+
+/// A full ring makes the next write an exit, and the order stays whole.
+#[test]
+fn a_full_ring_of_coalesced_writes_is_an_exit() {
+    // mov ecx, 300; 1: mov eax, ecx; out 0xf1, al; loop 1b; out 0x80, al
+    let code = [
+        0xb9, 0x2c, 1, 0, 0, 0x89, 0xc8, 0xe6, 0xf1, 0xe2, 0xfa, 0xe6, 0x80,
+    ];
+    let Some(mut machine) = Machine::new(&code) else {
+        return;
+    };
+    let coalesced = machine.vm.coalesced();
+    if !coalesced.add(EventAddress::Pio(0xf1), 1).unwrap() {
+        println!("SKIPPED: this KVM does not coalesce ports");
+        return;
+    }
+    let (mut seen, mut exits) = (Vec::new(), 0);
+    loop {
+        let (port, value) = match machine.vcpu.run() {
+            Exit::PortOut { port, data, .. } => (port, data[0]),
+            exit => panic!("{exit:?}"),
+        };
+        coalesced.drain(|_, data| seen.push(data[0]));
+        if port == 0x80 {
+            break;
+        }
+        seen.push(value);
+        exits += 1;
+    }
+    let wanted: Vec<u8> = (1..=300_u32).rev().map(|value| value as u8).collect();
+    assert_eq!(seen, wanted);
+    assert!((1..4).contains(&exits), "{exits}");
+}
+
 #[test]
 fn a_kick_ends_a_loop_and_one_before_the_run_is_not_lost() {
     // jmp $

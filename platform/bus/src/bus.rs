@@ -116,6 +116,13 @@ impl Bus {
             ticket.wait(self.wait_limit);
         }
     }
+
+    /// A guest write that nobody waits for: it may not be complete when this returns.
+    pub fn post(&self, address: u64, data: &[u8]) {
+        if let Some((target, offset)) = self.lookup(address, data.len()) {
+            let _may_end_later = target.write(offset, data);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The bus: what a device with registers looks like, and who answers at which address.
 //!
-//! Owns: [`BusDevice`], [`Access`], [`Ticket`], address dispatch ([`Bus`], for ports and for memory-mapped registers).
+//! Owns: [`BusDevice`], [`Access`], [`Ticket`], address dispatch ([`Bus`], for ports and for memory-mapped registers),
+//! and what a device has to know of writes that come late ([`PostedWrites`]).
 //! Must not know: KVM, PCI, virtio.
 #![cfg_attr(
     not(test),
@@ -13,9 +14,11 @@
 )]
 
 mod bus;
+mod posted;
 mod ticket;
 
 pub use bus::{Bus, BusError, BusTarget};
+pub use posted::{NothingPosted, PostedWrites};
 pub use ticket::{Ticket, TicketHolder};
 
 /// How a register access ended.

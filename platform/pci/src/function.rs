@@ -15,3 +15,14 @@ pub trait PciDevice: Send {
     /// Writes a BAR's range.
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Access;
 }
+
+/// Registers of a function whose writes may come late ([`PostedWrites`](treaty_bus::PostedWrites)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PostedRange {
+    /// Which BAR, below [`BAR_COUNT`].
+    pub bar: u8,
+    /// Offset in it, in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u32,
+}

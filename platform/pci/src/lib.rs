@@ -21,7 +21,7 @@ mod root;
 
 pub use bar::{BAR_COUNT, BarAllocator, BarRange, BarSpace};
 pub use config::{CONFIG_LEN, ConfigSpace, ConfigStateError, Identity, LayoutError};
-pub use function::PciDevice;
+pub use function::{PciDevice, PostedRange};
 pub use interrupt::{IntxLine, IoAddress, IoEvents, MsiProvider, MsiVector};
 pub use msix::{
     MSIX_CAPABILITY, MSIX_ENABLE, MSIX_ENTRY_LEN, MSIX_FUNCTION_MASK, Msix, MsixState, MsixStateError,

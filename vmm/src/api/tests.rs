@@ -31,6 +31,7 @@ impl Control for Switch {
             uptime_seconds: 0.5,
             reboots: 0,
             degraded: Vec::new(),
+            exits: Default::default(),
         }
     }
     fn pause(&self) -> Result<(), ControlError> {

@@ -90,6 +90,10 @@ pub struct MachineStatus {
     /// Devices whose back-end is away: their requests wait for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub degraded: Vec<String>,
+    /// How often vCPUs have left the guest since it booted: for a `port` or device `memory` to the monitor, and by the kernel's
+    /// own counts (`kvm_`). `posted_writes` are those that cost no exit.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub exits: BTreeMap<String, u64>,
 }
 
 /// One device in `GET /api/v1/devices`.

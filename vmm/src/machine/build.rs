@@ -11,8 +11,10 @@ use super::chipset::Power;
 use super::virtio::Attached;
 use super::{BuildError, Host, Machine, chipset, firmware, virtio};
 use crate::boot::{self, Boot};
+use crate::exits::Exits;
 use crate::layout;
 use crate::plan::MachinePlan;
+use crate::posted::Posted;
 use crate::vcpu::Buses;
 
 /// The longest that a vCPU waits for a device that has to drain.
@@ -27,6 +29,7 @@ pub(super) struct Build<'a> {
     pub(super) ports: Bus,
     pub(super) mmio: Bus,
     pub(super) pci: Arc<PciRoot>,
+    pub(super) posted: Arc<Posted>,
     /// virtio-mmio register blocks placed so far.
     pub(super) mmio_devices: Vec<MmioDevice>,
 }
@@ -39,6 +42,7 @@ pub(crate) fn build(plan: &MachinePlan, host: &Host) -> Result<Machine, BuildErr
         plan,
         host,
         memory,
+        posted: Arc::new(Posted::new(vm.coalesced())),
         vm,
         ports: Bus::new(ACCESS_LIMIT),
         mmio: Bus::new(ACCESS_LIMIT),
@@ -144,12 +148,19 @@ fn create_vcpus(build: &Build<'_>, entry: Entry) -> Result<Vec<Vcpu>, BuildError
 }
 
 fn finish(build: Build<'_>, vcpus: Vec<Vcpu>, power: Power, devices: Vec<Attached>) -> Machine {
+    let (ports, memory) = (Arc::new(build.ports), Arc::new(build.mmio));
+    build.posted.connect(&ports, &memory);
+    let stats = vcpus.iter().filter_map(Vcpu::stats).collect();
+    let exits = Arc::new(Exits::new(build.posted.clone(), stats));
     Machine {
         vcpus,
         buses: Buses {
-            ports: Arc::new(build.ports),
-            memory: Arc::new(build.mmio),
+            ports,
+            memory,
+            posted: build.posted,
+            exits: exits.clone(),
         },
+        exits,
         life: build.host.life.clone(),
         power,
         devices: Arc::new(devices),

@@ -19,6 +19,7 @@ use crate::emulated::{Card, Drives, Emulated};
 use crate::guard::Guarded;
 use crate::layout;
 use crate::plan::TransportChoice;
+use crate::posted::PostedRanges;
 
 /// Makes the device and plugs it in.
 pub(super) fn attach(
@@ -63,12 +64,14 @@ fn attach_card(
         io_address: io_address as u16,
         worker,
         backend,
+        posted: build.posted.clone(),
     });
     let device = built.map_err(|source| BuildError::Emulated {
         name: name.to_owned(),
         source: Box::new(source),
     })?;
-    plug(build, places, name, Card1000(device), Vec::new(), workers)
+    let posted = PostedRanges::new(build.vm.coalesced(), &E1000::POSTED);
+    plug(build, places, name, Card1000(device, posted), Vec::new(), workers)
 }
 
 fn attach_drives(
@@ -88,6 +91,7 @@ fn attach_drives(
         lines,
         io_address: io_address as u16,
         drives,
+        posted: build.posted.clone(),
     });
     let device = built.map_err(|source| BuildError::Emulated {
         name: name.to_owned(),
@@ -97,7 +101,11 @@ fn attach_drives(
         build.ports.register(command, targets.0)?;
         build.ports.register(control, targets.1)?;
     }
-    plug(build, places, name, Controller(device), disks, workers)
+    let posted = PostedRanges::new(build.vm.coalesced(), &Ide::POSTED);
+    for (port, len) in Ide::POSTED_FIXED {
+        posted.add_fixed(port, len);
+    }
+    plug(build, places, name, Controller(device, posted), disks, workers)
 }
 
 fn plug<T: PciDevice + 'static>(
@@ -151,7 +159,7 @@ fn plain_view(kind: &'static str) -> (&'static str, TransportView) {
 }
 
 /// A network card in the machine.
-struct Card1000(E1000);
+struct Card1000(E1000, PostedRanges);
 
 impl Registers for Guarded<Card1000> {
     fn view(&self) -> (&'static str, TransportView) {
@@ -178,7 +186,7 @@ impl Registers for Guarded<Card1000> {
 }
 
 /// The IDE controller in the machine.
-struct Controller(Ide);
+struct Controller(Ide, PostedRanges);
 
 impl Registers for Guarded<Controller> {
     fn view(&self) -> (&'static str, TransportView) {
@@ -199,7 +207,7 @@ impl Registers for Guarded<Controller> {
     }
 }
 
-/// A newtype's registers are those of what it holds.
+/// Its registers are those of what it holds, some of which may be written late.
 macro_rules! is_its_device {
     ($name:ident) => {
         impl PciDevice for $name {
@@ -212,7 +220,9 @@ macro_rules! is_its_device {
             }
 
             fn write_config(&mut self, offset: u16, data: &[u8]) -> Access {
-                self.0.write_config(offset, data)
+                let access = self.0.write_config(offset, data);
+                self.1.follow(&self.0.bars());
+                access
             }
 
             fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) -> Access {

@@ -14,6 +14,7 @@ use treaty_kvm::{Kvm, Vcpu};
 use treaty_memory::GuestMemory;
 
 use crate::devices::Slot;
+use crate::exits::Exits;
 use crate::life::{End, Life};
 use crate::vcpu::{self, Buses};
 
@@ -36,6 +37,7 @@ pub(crate) struct Machine {
     vcpus: Vec<Vcpu>,
     buses: Buses,
     life: Arc<Life>,
+    pub(crate) exits: Arc<Exits>,
     pub(crate) power: Power,
     pub(crate) devices: Arc<Vec<Attached>>,
     /// Mapped until the vCPUs are gone.

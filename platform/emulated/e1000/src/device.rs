@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use treaty_bus::Access;
+use treaty_bus::{Access, PostedWrites};
 use treaty_memory::GuestMemory;
 use treaty_net::{BackendError, Offloads, PacketBackend};
-use treaty_pci::{BAR_COUNT, BarRange, ConfigSpace, Identity, IntxLine, LayoutError, PciDevice};
+use treaty_pci::{BAR_COUNT, BarRange, ConfigSpace, Identity, IntxLine, LayoutError, PciDevice, PostedRange};
 use treaty_worker::{Exit, TaskId, WorkerHandle};
 
 use crate::mac::{Ask, Mac};
+use crate::registers::{IMC, ITR};
 use crate::task::EthernetTask;
 
 /// Which controller it is.
@@ -63,6 +64,8 @@ pub struct Parts {
     pub worker: WorkerHandle,
     /// Where packets go.
     pub backend: Box<dyn PacketBackend>,
+    /// Writes to [`E1000::POSTED`] that have not come yet.
+    pub posted: Arc<dyn PostedWrites>,
 }
 
 /// The controller could not be made.
@@ -132,11 +135,23 @@ pub struct E1000 {
 const REGISTER_BAR: u8 = 0;
 const IO_BAR: u8 = 1;
 
+const fn posted(register: u32) -> PostedRange {
+    PostedRange {
+        bar: REGISTER_BAR,
+        offset: register as u64,
+        len: 4,
+    }
+}
+
 impl E1000 {
     /// Bytes of its registers.
     pub const BAR_LEN: u64 = 128 << 10;
     /// How many ports it has.
     pub const PORTS: u64 = 64;
+    /// Registers whose writes may come late: ITR and IMC hold interrupts back, which the card's own thread raises, and it has
+    /// such writes brought before it does. Not IMS and TDT: the guest may do nothing more and wait for what they set off. Not
+    /// RDT: who waits for its buffers would have to ask for it again and again.
+    pub const POSTED: [PostedRange; 2] = [posted(ITR), posted(IMC)];
 
     /// Makes it and starts its task.
     pub fn new(config: &Config, mut parts: Parts) -> Result<Self, E1000Error> {
@@ -150,7 +165,7 @@ impl E1000 {
             mac: Mutex::new(mac),
             counters: Counters::default(),
         });
-        let task = EthernetTask::new(shared.clone(), sender, receiver);
+        let task = EthernetTask::new(shared.clone(), sender, receiver, parts.posted);
         let failed = shared.clone();
         let task = parts.worker.add(
             Box::new(task),

@@ -6,6 +6,11 @@ use crate::registers::cause;
 const ITR_UNIT_NS: u64 = 256;
 /// Nanoseconds of the unit of RDTR, RADV, TIDV and TADV: 1.024 us.
 const DELAY_UNIT_NS: u64 = 1024;
+/// A guest that lets its transmit interrupts be delayed (IDE) hears of sent frames no earlier than this after the last one, and
+/// this after the first, whatever TIDV and TADV ask for beyond 0: their microseconds were meant for a card whose interrupt
+/// costs one, not five exits. What sends more than a quarter of the ring meanwhile hears of it at once.
+const TRANSMIT_IDLE_NS: u64 = 1_000_000;
+const TRANSMIT_LONGEST_NS: u64 = 4_000_000;
 /// Never.
 pub(crate) const NEVER: u64 = u64::MAX;
 
@@ -19,6 +24,8 @@ pub(crate) struct Interrupts {
     quiet_until: u64,
     receive: Delay,
     transmit: Delay,
+    /// Descriptors written back whose TXDW waits.
+    untold: u32,
 }
 
 /// A cause that waits for more of its kind: until nothing has come for a while, or since the first for longer.
@@ -37,10 +44,11 @@ impl Delay {
         }
     }
 
-    fn start(&mut self, now: u64, packet: u32, absolute: u32) {
-        self.packet = now + u64::from(packet) * DELAY_UNIT_NS;
+    /// In nanoseconds; an `absolute` of 0 is none.
+    fn start(&mut self, now: u64, packet: u64, absolute: u64) {
+        self.packet = now + packet;
         if absolute != 0 {
-            self.absolute = self.absolute.min(now + u64::from(absolute) * DELAY_UNIT_NS);
+            self.absolute = self.absolute.min(now + absolute);
         }
     }
 
@@ -71,6 +79,7 @@ impl Interrupts {
             quiet_until: 0,
             receive: Delay::new(cause::RXT0),
             transmit: Delay::new(cause::TXDW),
+            untold: 0,
         }
     }
 
@@ -114,22 +123,29 @@ impl Interrupts {
             self.add(cause::RXT0);
             self.receive.stop();
         } else {
-            self.receive.start(now, packet, absolute);
+            let ns = |units| u64::from(units) * DELAY_UNIT_NS;
+            self.receive.start(now, ns(packet), ns(absolute));
         }
     }
 
-    /// Descriptors were written back that asked for a delay; the others tell at once.
-    pub(crate) fn transmitted_later(&mut self, now: u64, packet: u32, absolute: u32) {
-        if packet == 0 {
-            self.add(cause::TXDW);
-        } else {
-            self.transmit.start(now, packet, absolute);
+    /// A descriptor was written back that asked for a delay; the others tell at once. `most` may wait.
+    pub(crate) fn transmitted_later(&mut self, now: u64, packet: u32, absolute: u32, most: u32) {
+        self.untold = self.untold.saturating_add(1);
+        if packet == 0 || self.untold >= most {
+            return self.transmitted();
         }
+        let ns = |units| u64::from(units) * DELAY_UNIT_NS;
+        let (idle, longest) = (
+            ns(packet).max(TRANSMIT_IDLE_NS),
+            ns(absolute).max(TRANSMIT_LONGEST_NS),
+        );
+        self.transmit.start(now, idle, longest);
     }
 
     pub(crate) fn transmitted(&mut self) {
         self.add(cause::TXDW);
         self.transmit.stop();
+        self.untold = 0;
     }
 
     /// A write of RDTR with its flush bit: whatever waits is told now.
@@ -142,7 +158,11 @@ impl Interrupts {
 
     /// What the pin must be now; `None` if it is that already.
     pub(crate) fn update(&mut self, now: u64, itr: u32) -> Option<bool> {
-        let expired = self.receive.expire(now) | self.transmit.expire(now);
+        let sent = self.transmit.expire(now);
+        if sent != 0 {
+            self.untold = 0;
+        }
+        let expired = self.receive.expire(now) | sent;
         self.add(expired);
         let wanted = self.causes & self.mask != 0;
         let level = wanted && (self.raised || now >= self.quiet_until);
@@ -192,6 +212,34 @@ mod tests {
         assert_eq!(interrupts.update(20, 100), None);
         assert_eq!(interrupts.deadline(), 25_600);
         assert_eq!(interrupts.update(25_600, 100), Some(true));
+    }
+
+    #[test]
+    fn sent_frames_are_told_when_it_is_quiet_or_they_are_many() {
+        let mut interrupts = Interrupts::new();
+        interrupts.add_mask(cause::TXDW);
+        interrupts.transmitted_later(0, 8, 32, 64);
+        assert_eq!(interrupts.update(100_000, 0), None, "not yet");
+        assert_eq!(interrupts.deadline(), TRANSMIT_IDLE_NS);
+        assert_eq!(interrupts.update(TRANSMIT_IDLE_NS, 0), Some(true));
+        interrupts.take();
+        interrupts.update(TRANSMIT_IDLE_NS, 0);
+        let told = (0..640_u64).filter(|index| {
+            let now = 2_000_000 + index * 1000;
+            interrupts.transmitted_later(now, 8, 32, 64);
+            let raised = interrupts.update(now, 0) == Some(true);
+            interrupts.take();
+            interrupts.update(now, 0);
+            raised
+        });
+        assert_eq!(told.count(), 10);
+        assert_eq!(interrupts.deadline(), NEVER, "none is left untold");
+        for now in [0, 900_000, 1_800_000, 2_700_000, 3_600_000] {
+            interrupts.transmitted_later(now, 8, 32, 64);
+        }
+        assert_eq!(interrupts.deadline(), TRANSMIT_LONGEST_NS, "since the first");
+        interrupts.transmitted_later(10_000_000, 0, 0, 64);
+        assert_eq!(interrupts.update(10_000_000, 0), Some(true), "no delay is none");
     }
 
     #[test]

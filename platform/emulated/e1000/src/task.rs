@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use treaty_buffers::AlignedBlock;
+use treaty_bus::PostedWrites;
 use treaty_net::{MAX_FRAME, PacketReceiver, PacketSender, Received, Sent};
 use treaty_virtio_spec::net::Header;
 use treaty_worker::{HostOp, Progress, Task, Turn};
@@ -36,6 +37,7 @@ pub(crate) struct EthernetTask {
     sending: bool,
     receiving: bool,
     down: bool,
+    posted: Arc<dyn PostedWrites>,
 }
 
 impl EthernetTask {
@@ -43,6 +45,7 @@ impl EthernetTask {
         shared: Arc<Shared>,
         sender: Box<dyn PacketSender>,
         receiver: Box<dyn PacketReceiver>,
+        posted: Arc<dyn PostedWrites>,
     ) -> Self {
         Self {
             shared,
@@ -56,6 +59,7 @@ impl EthernetTask {
             sending: false,
             receiving: false,
             down: false,
+            posted,
         }
     }
 
@@ -182,6 +186,7 @@ impl Task for EthernetTask {
                 Progress::Finished
             };
         }
+        self.posted.bring();
         let more = self.send(turn) | self.receive(turn);
         match self.shared.mac().update_interrupt() {
             NEVER => {}

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use treaty_buffers::IoBuffers;
+use treaty_bus::NothingPosted;
 use treaty_memory::{GuestMemory, Region};
 use treaty_net::{
     BackendError, Capabilities, Offloads, PacketBackend, PacketReceiver, PacketSender, Received, Sent,
@@ -130,6 +131,7 @@ impl Rig {
             io_address: 0xc000,
             worker: worker.handle(),
             backend: Box::new(wire.clone()),
+            posted: Arc::new(NothingPosted),
         };
         let config = Config {
             model: Model::I82540em,

@@ -2,7 +2,7 @@
 
 use crate::mac::Mac;
 use crate::registers::*;
-use crate::ring::Ring;
+use crate::ring::{DESCRIPTOR_BYTES, Ring};
 use crate::segment::{self, Context, Work};
 
 /// Descriptors looked at in one go. 8254x has no such bound; a guest's doorbell must have one.
@@ -247,8 +247,10 @@ fn write_back(mac: &mut Mac, address: u64, descriptor: &Descriptor) {
     let _ = mac.memory.write(address.wrapping_add(12), &[status]);
     if descriptor.has(command::IDE) {
         let (packet, absolute) = (mac.registers.get(TIDV), mac.registers.get(TADV));
+        // A quarter of the ring.
+        let most = mac.registers.get(TDLEN) / DESCRIPTOR_BYTES / 4;
         let now = mac.now();
-        mac.interrupts.transmitted_later(now, packet, absolute);
+        mac.interrupts.transmitted_later(now, packet, absolute, most);
     } else {
         mac.interrupts.transmitted();
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use treaty_bus::{Access, Ticket};
+use treaty_bus::{Access, PostedWrites, Ticket};
 use treaty_memory::GuestMemory;
 use treaty_pci::IntxLine;
 use treaty_storage::{BlockImage, BlockQueue, StorageError};
@@ -23,6 +23,8 @@ pub(crate) struct Channel {
     state: Mutex<State>,
     /// Who runs the drives' jobs.
     runners: Mutex<[Option<Runner>; 2]>,
+    /// Writes of the guest that have not come yet.
+    posted: Arc<dyn PostedWrites>,
 }
 
 /// Runs a drive's jobs: a task on a worker, unless the machine is paused.
@@ -160,7 +162,12 @@ impl State {
 }
 
 impl Channel {
-    pub(crate) fn new(drives: [Option<Drive>; 2], memory: GuestMemory, line: Arc<dyn IntxLine>) -> Self {
+    pub(crate) fn new(
+        drives: [Option<Drive>; 2],
+        memory: GuestMemory,
+        line: Arc<dyn IntxLine>,
+        posted: Arc<dyn PostedWrites>,
+    ) -> Self {
         Self {
             state: Mutex::new(State {
                 drives,
@@ -173,6 +180,7 @@ impl Channel {
                 level: false,
             }),
             runners: Mutex::default(),
+            posted,
         }
     }
 
@@ -349,6 +357,8 @@ impl Channel {
 
     /// For the task of drive `index`: its job has ended.
     pub(crate) fn job_ended(&self, index: usize, outcome: Outcome) {
+        // Which drive's interrupt is seen depends on what the guest has written.
+        self.posted.bring();
         self.change(|state| {
             if let Some((drive, mut cx)) = state.drive(index) {
                 drive.ended(outcome, &mut cx);

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use treaty_bus::{Access, BusTarget, Ticket};
+use treaty_bus::{Access, BusTarget, PostedWrites, Ticket};
 use treaty_memory::GuestMemory;
-use treaty_pci::{BAR_COUNT, BarRange, ConfigSpace, Identity, IntxLine, LayoutError, PciDevice};
+use treaty_pci::{BAR_COUNT, BarRange, ConfigSpace, Identity, IntxLine, LayoutError, PciDevice, PostedRange};
 use treaty_scsi_target::{Kind, Unit, UnitConfig};
 use treaty_storage::{BlockImage, StorageError};
 use treaty_worker::WorkerHandle;
@@ -36,6 +36,8 @@ pub struct Parts {
     pub io_address: u16,
     /// First and second drive of the first channel, then of the second.
     pub drives: [Option<DriveConfig>; 4],
+    /// Writes to [`Ide::POSTED_FIXED`] and [`Ide::POSTED`] that have not come yet.
+    pub posted: Arc<dyn PostedWrites>,
 }
 
 /// The controller could not be made.
@@ -58,6 +60,16 @@ pub struct Ide {
 const BUS_MASTER_BAR: u8 = 4;
 /// Ports of one channel's bus master.
 const BUS_MASTER_PORTS: u64 = 8;
+
+/// SFF-8038i 1.0 §2.3
+const fn table_address(channel: u64) -> PostedRange {
+    PostedRange {
+        bar: BUS_MASTER_BAR,
+        offset: channel * BUS_MASTER_PORTS + 4,
+        len: 4,
+    }
+}
+
 /// IDETIM: timings of each channel, and whether its ports are decoded. 82371SB 290550-001 §2.3.11
 const TIMINGS: u16 = 0x40;
 
@@ -67,6 +79,13 @@ impl Ide {
     /// The fixed ports: of each channel, the command block and the control register.
     pub const FIXED_PORTS: [(Range<u64>, Range<u64>); 2] =
         [(0x1f0..0x1f8, 0x3f6..0x3f7), (0x170..0x178, 0x376..0x377)];
+    /// Ports, as first and count, whose writes may come late: of each channel the task file, which only the next command or read
+    /// looks at. Choosing a drive also chooses whose interrupt is seen: a drive's thread has such writes brought before it
+    /// raises one.
+    pub const POSTED_FIXED: [(u16, u32); 2] = [(0x1f1, 6), (0x171, 6)];
+    /// The same in the bus masters' BAR: the address of each channel's table. Not their status: what it clears must not be
+    /// something newer.
+    pub const POSTED: [PostedRange; 2] = [table_address(0), table_address(1)];
 
     /// Makes it and starts its drives' tasks.
     pub fn new(parts: Parts) -> Result<Self, IdeError> {
@@ -74,8 +93,8 @@ impl Ide {
         let [first, second] = parts.lines;
         let [a, b, c, d] = parts.drives;
         let channels = [
-            channel([a, b], &parts.memory, first)?,
-            channel([c, d], &parts.memory, second)?,
+            channel([a, b], &parts.memory, first, &parts.posted)?,
+            channel([c, d], &parts.memory, second, &parts.posted)?,
         ];
         Ok(Self { config, channels })
     }
@@ -110,6 +129,7 @@ fn channel(
     configs: [Option<DriveConfig>; 2],
     memory: &GuestMemory,
     line: Arc<dyn IntxLine>,
+    posted: &Arc<dyn PostedWrites>,
 ) -> Result<Arc<Channel>, IdeError> {
     let mut runners = Vec::new();
     for (index, config) in configs.iter().enumerate() {
@@ -119,7 +139,7 @@ fn channel(
         }
     }
     let drives = configs.map(|config| config.map(|config| drive(&config)));
-    let channel = Arc::new(Channel::new(drives, memory.clone(), line));
+    let channel = Arc::new(Channel::new(drives, memory.clone(), line, posted.clone()));
     for (index, runner) in runners {
         channel.run(index, runner)?;
     }

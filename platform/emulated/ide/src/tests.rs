@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use treaty_bus::{Access, BusTarget};
+use treaty_bus::{Access, BusTarget, NothingPosted};
 use treaty_memory::{GuestMemory, Region};
 use treaty_pci::{IntxLine, PciDevice};
 use treaty_storage::{BlockImage, RamImage};
@@ -56,6 +56,7 @@ impl Rig {
             lines: [line.clone(), Arc::new(Line::default())],
             io_address: 0xc040,
             drives: [Some(drive(false)), Some(drive(true)), None, None],
+            posted: Arc::new(NothingPosted),
         };
         let mut ide = Ide::new(parts).unwrap();
         ide.write_config(4, &[5, 0]);
