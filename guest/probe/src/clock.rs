@@ -12,6 +12,8 @@ pub struct Clock {
     pub tsc_khz: u64,
     /// Who said so.
     pub source: &'static str,
+    /// Single operations are timed too.
+    pub latency: bool,
 }
 
 /// Name, and how to ask.
@@ -34,7 +36,7 @@ const PIT_TICKS: u16 = (PIT_HZ / 30) as u16;
 impl Clock {
     /// Uses `given_khz` if there is one, else asks the hypervisor (CPUID 0x40000010, kvmclock), the processor
     /// (CPUID 0x15), and at last the interval timer.
-    pub fn calibrate(given_khz: Option<u64>) -> Self {
+    pub fn calibrate(given_khz: Option<u64>, latency: bool) -> Self {
         let sources: [Source; 4] = [
             ("cpuid-0x40000010", from_timing_leaf),
             ("kvmclock", from_kvmclock),
@@ -45,16 +47,22 @@ impl Clock {
             return Self {
                 tsc_khz,
                 source: "command-line",
+                latency,
             };
         }
         for (source, ask) in sources {
             if let Some(tsc_khz) = ask().filter(|khz| (100_000..20_000_000).contains(khz)) {
-                return Self { tsc_khz, source };
+                return Self {
+                    tsc_khz,
+                    source,
+                    latency,
+                };
             }
         }
         Self {
             tsc_khz: 1_000_000,
             source: "guess",
+            latency,
         }
     }
 

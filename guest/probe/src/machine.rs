@@ -7,12 +7,13 @@ use treaty_virtio_driver::pci::{Function, MemoryWindow, PciTransport, scan, virt
 use treaty_virtio_driver::{DriverError, MmioTransport};
 
 use crate::clock::Clock;
+use crate::emulated::Kind;
 use crate::interrupts::{self, DEVICE_MSI};
 use crate::measure::Mode;
 use crate::params::{MmioRow, Params};
 use crate::pci::Pci;
 use crate::window::Window;
-use crate::work::{Place, Tally, run_device};
+use crate::work::{Place, Tally, emulated, run_device};
 
 /// A virtio-mmio place.
 struct MmioPlace {
@@ -70,7 +71,11 @@ pub fn run(params: &Params, clock: &Clock) -> Tally {
 
 fn run_pci(params: &Params, clock: &Clock, bus: &Pci, tally: &mut Tally) {
     let mut functions = Vec::new();
+    let mut others = Vec::new();
     scan(bus, |function| {
+        if let Some(kind) = Kind::of(bus, function) {
+            others.push((function, kind));
+        }
         if virtio_device_id(bus, function).is_some() {
             functions.push(function);
         }
@@ -85,6 +90,15 @@ fn run_pci(params: &Params, clock: &Clock, bus: &Pci, tally: &mut Tally) {
             PciTransport::probe(bus, function, &mut window, vectors)
         };
         run_device(params, clock, &PciPlace(function), &mut open, tally);
+    }
+    for (function, kind) in others {
+        let context = emulated::Context {
+            params,
+            clock,
+            bus,
+            function,
+        };
+        emulated::run(&context, kind, &PciPlace(function), &mut window, tally);
     }
 }
 

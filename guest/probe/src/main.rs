@@ -12,6 +12,7 @@ mod boot;
 mod clock;
 mod console;
 mod dma;
+mod emulated;
 mod exit;
 mod heap;
 mod interrupts;
@@ -33,13 +34,16 @@ use params::Params;
 extern "C" fn probe_main(start_info: u64) -> ! {
     console::start();
     let params = Params::parse(boot::command_line(start_info));
-    let clock = Clock::calibrate(params.tsc_khz);
+    let clock = Clock::calibrate(params.tsc_khz, params.latency);
     let start = clock::now();
     say!(
         "PROBE {{\"probe\":1,\"tsc_khz\":{},\"tsc_source\":\"{}\"}}",
         clock.tsc_khz,
         clock.source
     );
+    // What a mark costs.
+    measure::mark(&params, &clock, "begin");
+    measure::mark(&params, &clock, "end");
     let tally = machine::run(&params, &clock);
     say!(
         "PROBE {{\"done\":true,\"passed\":{},\"failed\":{},\"ms\":{}}}",

@@ -1,5 +1,6 @@
 //! One workload's figures: several runs, their median, one text line and one JSON line.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -30,6 +31,8 @@ pub struct Counts {
     pub notifications: u64,
     /// Interrupts taken.
     pub interrupts: u64,
+    /// Median and 99th percentile of an operation's cycles; 0 if they were not taken.
+    pub latency: (u64, u64),
 }
 
 /// What was measured, apart from the figures.
@@ -40,6 +43,8 @@ pub struct Case<'a> {
     pub place: &'a dyn fmt::Display,
     /// How completions were awaited.
     pub mode: Mode,
+    /// False: it has no virtqueue.
+    pub virtio: bool,
     /// What was negotiated.
     pub features: Features,
     /// How much at a time.
@@ -54,6 +59,8 @@ pub struct Stretch {
     stuck_after: u64,
     last_progress: u64,
     interrupts: u32,
+    /// Times of single operations, if they are wanted.
+    latencies: Option<Box<Histogram>>,
 }
 
 /// Something went wrong with a device; the text says what.
@@ -95,6 +102,21 @@ impl Stretch {
             stuck_after: clock.cycles_in_ms(STUCK_MS),
             last_progress: start,
             interrupts: interrupts::device_count(),
+            latencies: clock.latency.then(Box::default),
+        }
+    }
+
+    /// The time, if times of single operations are wanted; 0 if not.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        if self.latencies.is_some() { clock::now() } else { 0 }
+    }
+
+    /// An operation that began then has ended.
+    #[inline]
+    pub fn took(&mut self, begin: u64) {
+        if let Some(latencies) = &mut self.latencies {
+            latencies.add(clock::now().saturating_sub(begin));
         }
     }
 
@@ -121,6 +143,10 @@ impl Stretch {
             cycles: clock::now() - self.start,
             notifications,
             interrupts: u64::from(interrupts::device_count().wrapping_sub(self.interrupts)),
+            latency: self
+                .latencies
+                .as_ref()
+                .map_or((0, 0), |times| (times.at(500), times.at(990))),
         }
     }
 }
@@ -150,6 +176,18 @@ pub fn wait<T: Transport, D: DmaMemory>(
     Ok(false)
 }
 
+/// Says where something begins or ends, and then does nothing for a while, so that the host can read its counters.
+pub fn mark(params: &Params, clock: &Clock, what: &str) {
+    if params.marks_ms == 0 {
+        return;
+    }
+    say!("PROBE {{\"mark\":\"{what}\"}}");
+    let end = clock::now() + clock.cycles_in_ms(params.marks_ms);
+    while clock::now() < end {
+        core::hint::spin_loop();
+    }
+}
+
 /// Runs `run` as often as asked and reports.
 pub fn report(
     params: &Params,
@@ -158,9 +196,12 @@ pub fn report(
     mut run: impl FnMut() -> Result<Counts, Failure>,
 ) -> Result<(), Failure> {
     let mut counts = Vec::with_capacity(params.runs as usize);
+    mark(params, clock, "begin");
     for _ in 0..params.runs {
         counts.push(run()?);
     }
+    mark(params, clock, "end");
+    let all = counts.iter().map(|count| count.operations).sum::<u64>();
     counts.sort_unstable_by_key(|count| rate(clock, count));
     let middle = counts[counts.len() / 2];
     let operations = middle.operations.max(1);
@@ -169,7 +210,9 @@ pub fn report(
         rate(clock, &middle),
         rate(clock, &counts[counts.len() - 1]),
     ];
-    let ring = if case.features.has(feature::RING_PACKED) {
+    let ring = if !case.virtio {
+        "none"
+    } else if case.features.has(feature::RING_PACKED) {
         "packed"
     } else {
         "split"
@@ -196,7 +239,7 @@ pub fn report(
     say!(
         "PROBE {{\"workload\":\"{}\",\"device\":\"{}\",\"ring\":\"{ring}\",\"features\":[{}],\"mode\":\"{mode}\",\"bytes\":{},\"depth\":{},\"batch\":{},\
          \"operations\":{},\"ops_per_s\":{},\"spread\":[{},{}],\"ns_per_op\":{},\"cycles_per_op\":{},\"notifications\":{},\
-         \"interrupts\":{},\"notifications_per_op\":{},\"interrupts_per_op\":{}}}",
+         \"interrupts\":{},\"notifications_per_op\":{},\"interrupts_per_op\":{},\"all_operations\":{all},\"p50_ns\":{},\"p99_ns\":{}}}",
         case.name,
         case.place,
         FeatureNames(case.features),
@@ -213,6 +256,8 @@ pub fn report(
         middle.interrupts,
         per_op(middle.notifications),
         per_op(middle.interrupts),
+        clock.ns(middle.latency.0),
+        clock.ns(middle.latency.1),
     );
     Ok(())
 }
@@ -221,6 +266,49 @@ pub fn report(
 fn rate(clock: &Clock, count: &Counts) -> u64 {
     let ns = clock.ns(count.cycles).max(1);
     (u128::from(count.operations) * 1_000_000_000 / u128::from(ns)) as u64
+}
+
+const STEPS: usize = 16;
+
+/// How often an operation took so many cycles: sixteen steps for each power of two.
+struct Histogram {
+    counts: [u32; STEPS * 40],
+    total: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self {
+            counts: [0; STEPS * 40],
+            total: 0,
+        }
+    }
+}
+
+impl Histogram {
+    fn add(&mut self, cycles: u64) {
+        let cycles = cycles.max(STEPS as u64);
+        let power = cycles.ilog2() as usize;
+        let step = (cycles >> (power - 4)) as usize - STEPS;
+        let place = (power - 4) * STEPS + step;
+        let last = self.counts.len() - 1;
+        self.counts[place.min(last)] += 1;
+        self.total += 1;
+    }
+
+    /// The middle of the step that holds the operation with `thousandths` of all below it.
+    fn at(&self, thousandths: u64) -> u64 {
+        let mut left = self.total * thousandths / 1000;
+        for (place, count) in self.counts.iter().enumerate() {
+            let count = u64::from(*count);
+            if left < count {
+                let (power, step) = (place / STEPS, place % STEPS);
+                return ((2 * (STEPS + step) as u64 + 1) << power) / 2;
+            }
+            left -= count;
+        }
+        0
+    }
 }
 
 /// A number with three decimals.

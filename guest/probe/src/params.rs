@@ -6,6 +6,8 @@
 //! | `blk[=BYTES,DEPTH,BATCH]` | block reads: DEPTH in flight, new ones when BATCH have come back; may be given several times |
 //! | `blkw[=BYTES,DEPTH,BATCH]` | block writes, on a range that is saved and put back |
 //! | `net[=BYTES,DEPTH,BATCH]` | sent frames, and how many came back |
+//! | `e1000[=BYTES,DEPTH,BATCH]` | frames by an emulated e1000, which first sends some to itself |
+//! | `ide[=BYTES]`, `idew[=BYTES]` | reads and writes of the first IDE disk, by DMA, one at a time |
 //! | `rng[=BYTES]`, `console[=LINES]` | entropy requests; lines of output |
 //! | `ring=split\|packed\|both` | ring layouts, default both (packed where it is offered) |
 //! | `mode=polled\|interrupt\|both` | how completions are awaited, default polled |
@@ -14,6 +16,8 @@
 //! | `mmio=BASE,STRIDE,COUNT[,GSI]` | where to look for virtio-mmio devices; GSI is the first one's interrupt |
 //! | `virtio_mmio.device=SIZE@BASE:GSI` | one virtio-mmio device |
 //! | `ecam=ADDR`, `pci=off`, `bars=START,END` | PCI configuration memory; no PCI; where to put BARs without address |
+//! | `latency` | times of single operations too |
+//! | `marks=MS` | says where the measured stretch of each workload begins and ends, and does nothing for so long after that |
 //! | `queue=N` | the most entries of a queue, default 256 |
 //! | `tsc_khz=N`, `json` | the TSC's frequency; JSON lines only |
 
@@ -51,6 +55,12 @@ pub enum Work {
     BlkWrite(Load),
     /// Frames.
     Net(Load),
+    /// Frames, by an e1000.
+    E1000(Load),
+    /// Reads of an IDE disk.
+    IdeRead(Load),
+    /// Writes.
+    IdeWrite(Load),
     /// Requests for so many random bytes.
     Rng(u32),
     /// Lines of output.
@@ -100,6 +110,10 @@ pub struct Params {
     pub tsc_khz: Option<u64>,
     /// JSON lines only.
     pub json: bool,
+    /// Times of single operations are taken.
+    pub latency: bool,
+    /// Milliseconds of silence after each mark; 0: no marks.
+    pub marks_ms: u64,
 }
 
 /// Of QEMU's microvm.
@@ -128,6 +142,8 @@ impl Params {
             bars: (0xe800_0000, 0xf000_0000),
             tsc_khz: None,
             json: false,
+            latency: false,
+            marks_ms: 0,
         };
         for word in line.split_ascii_whitespace() {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -169,6 +185,15 @@ impl Params {
                 .work
                 .push(Work::BlkWrite(load(bytes(4096).next_multiple_of(512)))),
             "net" => self.work.push(Work::Net(load(bytes(64).clamp(60, 1514)))),
+            "e1000" => self.work.push(Work::E1000(load(bytes(64).clamp(60, 1514)))),
+            "ide" => self
+                .work
+                .push(Work::IdeRead(load(bytes(4096).next_multiple_of(512)))),
+            "idew" => self
+                .work
+                .push(Work::IdeWrite(load(bytes(4096).next_multiple_of(512)))),
+            "latency" => self.latency = true,
+            "marks" => self.marks_ms = numbers.at(0).unwrap_or(10).clamp(1, 1000),
             "rng" => self.work.push(Work::Rng(bytes(64).min(65536))),
             "console" => self.work.push(Work::Console(bytes(32).min(100_000))),
             "ring" => self.rings = (value != "packed", value != "split"),

@@ -31,6 +31,7 @@ macro_rules! port_write {
 }
 
 port_read!(read8 u8, "al");
+port_read!(read16 u16, "ax");
 port_read!(read32 u32, "eax");
 port_write!(write8 u8, "al");
 port_write!(write16 u16, "ax");

@@ -202,6 +202,7 @@ impl<'a, T: Transport> Session<'a, T> {
         let before = self.disk.queue().notifications();
         let mut stretch = Stretch::start(self.clock, ms);
         let mut idle: Vec<u64> = (0..u64::from(plan.load.depth)).collect();
+        let mut begun = alloc::vec![0; usize::from(plan.load.depth)];
         let (mut operations, mut over) = (0, false);
         loop {
             let refill = !over && idle.len() >= usize::from(plan.load.batch);
@@ -210,6 +211,7 @@ impl<'a, T: Transport> Session<'a, T> {
                     idle.push(slot);
                     break;
                 }
+                begun[slot as usize] = stretch.now();
             }
             self.disk.notify();
             let mut progress = false;
@@ -217,6 +219,7 @@ impl<'a, T: Transport> Session<'a, T> {
                 if !done.is_ok() {
                     return Err(Failure::Data("a request failed"));
                 }
+                stretch.took(begun[done.token as usize]);
                 idle.push(done.token);
                 operations += 1;
                 progress = true;

@@ -2,6 +2,7 @@
 
 mod blk;
 mod console;
+pub mod emulated;
 mod net;
 mod rng;
 
@@ -38,6 +39,7 @@ impl<'a> Context<'a> {
             name,
             place: self.place,
             mode: self.mode,
+            virtio: true,
             features,
             load,
         }
@@ -107,7 +109,7 @@ pub fn run_device<T: Transport<Registers = Window>>(
                 mode,
                 options,
             };
-            for work in params.work.iter().filter(|work| device_of(**work) == id) {
+            for work in params.work.iter().filter(|work| device_of(**work) == Some(id)) {
                 Arena.clear();
                 let interrupting = mode == Mode::Interrupt;
                 if interrupting {
@@ -142,13 +144,14 @@ fn fail(place: &dyn fmt::Display, what: &str, failure: &Failure, tally: &mut Tal
     say!("PROBE {{\"workload\":\"{what}\",\"device\":\"{place}\",\"error\":\"{failure}\"}}");
 }
 
-fn device_of(work: Work) -> DeviceId {
-    match work {
+fn device_of(work: Work) -> Option<DeviceId> {
+    Some(match work {
         Work::BlkRead(..) | Work::BlkWrite(..) => DeviceId::BLK,
         Work::Net(..) => DeviceId::NET,
         Work::Rng(_) => DeviceId::RNG,
         Work::Console(_) => DeviceId::CONSOLE,
-    }
+        Work::E1000(_) | Work::IdeRead(_) | Work::IdeWrite(_) => return None,
+    })
 }
 
 fn name_of(work: Work) -> &'static str {
@@ -156,6 +159,9 @@ fn name_of(work: Work) -> &'static str {
         Work::BlkRead(..) => "blk-read",
         Work::BlkWrite(..) => "blk-write",
         Work::Net(..) => "net-tx",
+        Work::E1000(_) => "e1000-tx",
+        Work::IdeRead(_) => "ide-read",
+        Work::IdeWrite(_) => "ide-write",
         Work::Rng(_) => "rng",
         Work::Console(_) => "console",
     }
@@ -172,5 +178,7 @@ fn dispatch<T: Transport<Registers = Window>>(
         Work::Net(load) => net::run(context, transport, load),
         Work::Rng(bytes) => rng::run(context, transport, bytes),
         Work::Console(lines) => console::run(context, transport, lines),
+        // Not virtio: never asked for here.
+        Work::E1000(_) | Work::IdeRead(_) | Work::IdeWrite(_) => Ok(()),
     }
 }

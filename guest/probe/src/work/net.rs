@@ -1,6 +1,7 @@
 use treaty_virtio_driver::{Net, Transport};
 
 use super::Context;
+use super::emulated::Begun;
 use crate::dma::Arena;
 use crate::measure::{Counts, Failure, Stretch, report, wait};
 use crate::params::Load;
@@ -50,15 +51,18 @@ fn timed<T: Transport>(
 ) -> Result<Counts, Failure> {
     let before = card.transmit_queue().notifications();
     let mut stretch = Stretch::start(context.clock, context.params.ms);
+    let mut begun = Begun::new(load.depth);
     let (mut in_flight, mut sent, mut over, mut spins) = (0_u16, 0, false, 0);
     loop {
         let refill = !over && load.depth - in_flight >= load.batch;
         while refill && in_flight < load.depth && card.send(frame)? {
             in_flight += 1;
+            begun.push(stretch.now());
         }
         card.transmit_queue().notify();
         let mut progress = false;
         while card.reap_sent()? {
+            stretch.took(begun.pop());
             in_flight -= 1;
             sent += 1;
             progress = true;
