@@ -28,7 +28,7 @@ const L1_MODULES: [&str; 9] = [
 ];
 
 /// What a guest needs for each device that Treaty has.
-const GUEST_MODULES: [&str; 15] = [
+const GUEST_MODULES: [&str; 16] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -37,6 +37,7 @@ const GUEST_MODULES: [&str; 15] = [
     "sr_mod",
     "virtio_net",
     "e1000",
+    "pktgen",
     "virtio_console",
     "virtio_rng",
     "virtiofs",

@@ -4,6 +4,7 @@ mod boot;
 mod console;
 mod demo;
 mod disk;
+mod exits;
 mod lifecycle;
 mod net;
 mod refuse;
@@ -28,6 +29,7 @@ pub fn all() -> Vec<Batch> {
         lifecycle::batch(),
         refuse::batch(),
         remote::batch(),
+        exits::batch(),
     ]
 }
 
