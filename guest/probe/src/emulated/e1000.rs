@@ -35,7 +35,7 @@ const PHY_LOOPBACK: u32 = 1 << 14 | 1 << 6 | 1 << 8;
 const PHY_NORMAL: u32 = 1 << 12 | 1 << 8 | 1 << 6;
 /// Receives everything that comes, without its checksum; 2048 bytes a buffer.
 const RCTL_ALL: u32 = 1 << 1 | 1 << 3 | 1 << 15 | 1 << 26;
-/// Sends, pads; the collision numbers of §13.4.33.
+/// Sends, pads; the usual collision numbers. 8254x 4.0 §13.4.33
 const TCTL_ON: u32 = 1 << 1 | 1 << 3 | 0x0f << 4 | 0x40 << 12;
 const TIPG_USUAL: u32 = 10 | 8 << 10 | 6 << 20;
 /// A descriptor was written back.
@@ -110,7 +110,7 @@ impl Card {
         Ok(card)
     }
 
-    /// §14.3
+    /// 8254x 4.0 §14.3
     fn reset(&mut self, clock: &Clock) -> Result<(), Failure> {
         self.registers.write32(IMC, !0);
         self.registers.write32(CTRL, CTRL_RST);
@@ -126,7 +126,7 @@ impl Card {
         Ok(())
     }
 
-    /// §14.4, §14.5
+    /// 8254x 4.0 §14.4, §14.5
     fn rings(&mut self) {
         for index in 0..u64::from(RING) {
             let buffer = self.receive + u64::from(RING) * DESCRIPTOR + index * BUFFER;
