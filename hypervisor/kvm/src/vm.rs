@@ -1,7 +1,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -74,9 +74,44 @@ impl Vm {
         len: u64,
         host_address: u64,
     ) -> Result<(), KvmError> {
+        // SAFETY: passed on to our caller.
+        unsafe { self.map(slot, 0, guest_address, len, host_address) }
+    }
+
+    /// The same, but guest writes do not reach it: they come back as [`Exit::MmioWrite`](crate::Exit::MmioWrite).
+    ///
+    /// # Safety
+    /// As for [`map_memory`](Self::map_memory).
+    pub unsafe fn map_rom(
+        &self,
+        slot: u32,
+        guest_address: u64,
+        len: u64,
+        host_address: u64,
+    ) -> Result<(), KvmError> {
+        // SAFETY: passed on to our caller.
+        unsafe { self.map(slot, KVM_MEM_READONLY, guest_address, len, host_address) }
+    }
+
+    /// Takes away what `slot` maps.
+    pub fn unmap(&self, slot: u32) -> Result<(), KvmError> {
+        // SAFETY: length 0 removes the slot; no host memory is named.
+        unsafe { self.map(slot, 0, 0, 0, 0) }
+    }
+
+    /// # Safety
+    /// As for [`map_memory`](Self::map_memory).
+    unsafe fn map(
+        &self,
+        slot: u32,
+        flags: u32,
+        guest_address: u64,
+        len: u64,
+        host_address: u64,
+    ) -> Result<(), KvmError> {
         let region = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: guest_address,
             memory_size: len,
             userspace_addr: host_address,

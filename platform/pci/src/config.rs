@@ -19,12 +19,14 @@ pub struct Identity {
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
+const HEADER_TYPE: usize = 0x0e;
 const BAR0: usize = 0x10;
 const CAPABILITIES_POINTER: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 const INTERRUPT_PIN: usize = 0x3d;
 const FIRST_CAPABILITY: usize = 0x40;
 
+const MULTIFUNCTION: u8 = 1 << 7;
 const COMMAND_IO: u16 = 1;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
@@ -191,6 +193,11 @@ impl ConfigSpace {
     pub fn set_interrupt_pin(&mut self, line: u8) {
         self.put(INTERRUPT_LINE, &[line]);
         self.put(INTERRUPT_PIN, &[1]);
+    }
+
+    /// Says that the device has more functions than this one, which is function 0.
+    pub fn set_multifunction(&mut self) {
+        self.put(HEADER_TYPE, &[MULTIFUNCTION]);
     }
 
     /// Reads; bytes beyond the end are left as they are.

@@ -8,6 +8,9 @@ use crate::{BAR_COUNT, BarRange, BarSpace, ConfigSpace, Identity, PciDevice};
 /// Device numbers on bus 0.
 pub const SLOT_COUNT: usize = 32;
 
+/// Functions of one device.
+const FUNCTION_COUNT: usize = 8;
+
 /// Bytes of enhanced configuration space (ECAM) of the one bus there is.
 pub const ECAM_LEN: u64 = 1 << 20;
 
@@ -21,12 +24,13 @@ type Function = Arc<Mutex<dyn PciDevice>>;
 #[error("PCI slot {0} is taken or out of range (0 is the host bridge, 31 the last)")]
 pub struct SlotError(pub u8);
 
-/// Bus 0: a host bridge in slot 0 and single-function devices in the others.
+/// Bus 0: a host bridge in slot 0 and devices in the others, most of them with one function.
 ///
 /// vCPUs reach it through these bus targets: [`ecam`](Self::ecam), [`ports`](Self::ports) and, for the ranges in which BARs lie,
 /// [`window`](Self::window) and [`port_window`](Self::port_window). Each access locks one function only.
 pub struct PciRoot {
-    slots: RwLock<[Option<Function>; SLOT_COUNT]>,
+    /// By device and function number.
+    slots: RwLock<[Option<Function>; SLOT_COUNT * FUNCTION_COUNT]>,
     /// What is decoded now, sorted by start. Never locked while a function's lock is being waited for.
     decoded: RwLock<Vec<Decoded>>,
     /// The register at 0xCF8.
@@ -48,11 +52,16 @@ impl Decoded {
 }
 
 impl PciRoot {
-    /// A bus with nothing but its host bridge.
+    /// A bus with nothing but a host bridge that leads nowhere.
     pub fn new() -> Arc<Self> {
-        let mut slots: [Option<Function>; SLOT_COUNT] = [const { None }; SLOT_COUNT];
+        Self::with_bridge(Arc::new(Mutex::new(HostBridge::new())))
+    }
+
+    /// A bus with nothing but that host bridge, which has no BARs.
+    pub fn with_bridge(bridge: Arc<Mutex<dyn PciDevice>>) -> Arc<Self> {
+        let mut slots = [const { None }; SLOT_COUNT * FUNCTION_COUNT];
         if let Some(first) = slots.first_mut() {
-            *first = Some(Arc::new(Mutex::new(HostBridge::new())));
+            *first = Some(bridge);
         }
         Arc::new(Self {
             slots: RwLock::new(slots),
@@ -61,13 +70,28 @@ impl PciRoot {
         })
     }
 
-    /// Plugs a function in.
-    pub fn add(&self, slot: u8, function: Function) -> Result<(), SlotError> {
+    /// Plugs in a device with one function.
+    pub fn add(&self, slot: u8, function: Arc<Mutex<dyn PciDevice>>) -> Result<(), SlotError> {
+        self.add_function(slot, 0, function)
+    }
+
+    /// Plugs in function `number` (0 to 7) of a device. Function 0 of a device with several says so itself:
+    /// [`set_multifunction`](crate::ConfigSpace::set_multifunction).
+    pub fn add_function(
+        &self,
+        slot: u8,
+        number: u8,
+        function: Arc<Mutex<dyn PciDevice>>,
+    ) -> Result<(), SlotError> {
+        if usize::from(number) >= FUNCTION_COUNT {
+            return Err(SlotError(slot));
+        }
+        let index = usize::from(slot) * FUNCTION_COUNT + usize::from(number);
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        match slots.get_mut(usize::from(slot)) {
+        match slots.get_mut(index) {
             Some(free @ None) => {
                 let bars = lock(&function).bars();
-                self.redecode(usize::from(slot), &function, &bars);
+                self.redecode(index, &function, &bars);
                 *free = Some(function);
                 Ok(())
             }
@@ -115,12 +139,9 @@ impl PciRoot {
         })
     }
 
-    /// The function at `bus << 8 | device << 3 | function`: only bus 0 and function 0 exist.
+    /// The function at `bus << 8 | device << 3 | function`: only bus 0 exists.
     fn function(&self, routing_id: u32) -> Option<(usize, Function)> {
-        if routing_id & !0xf8 != 0 {
-            return None;
-        }
-        let slot = (routing_id >> 3) as usize;
+        let slot = routing_id as usize;
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         slots.get(slot)?.clone().map(|function| (slot, function))
     }
@@ -375,6 +396,9 @@ mod tests {
         assert_eq!(root.add(3, Plain::shared(0)), Err(SlotError(3)));
         assert_eq!(root.add(0, Plain::shared(0)), Err(SlotError(0)));
         assert_eq!(root.add(32, Plain::shared(0)), Err(SlotError(32)));
+        root.add_function(5, 3, Plain::shared(0)).unwrap();
+        assert_eq!(root.add_function(5, 3, Plain::shared(0)), Err(SlotError(5)));
+        assert_eq!(root.add_function(5, 8, Plain::shared(0)), Err(SlotError(5)));
         let mut memory = Bus::new(Duration::from_secs(10));
         memory.register(ECAM..ECAM + ECAM_LEN, root.ecam()).unwrap();
         let (start, end) = (0x10_0000_0000, 0x20_0000_0000);
@@ -400,6 +424,7 @@ mod tests {
         assert_eq!(read(&memory, ECAM + (3 << 15) + 0x100), 0, "no extended space");
         assert_eq!(read(&memory, ECAM + (4 << 15)), !0, "empty slot");
         assert_eq!(read(&memory, ECAM + (3 << 15) + (1 << 12)), !0, "function 1");
+        assert_eq!(read(&memory, ECAM + (5 << 15) + (3 << 12)), 0x5678_1234);
         ports.write(0xcfb, &[1]);
         assert_eq!(read(&ports, 0xcf8), 0, "only 32-bit writes are addresses");
         ports.write(0xcf8, &(1u32 << 31 | 3 << 11).to_le_bytes());
@@ -409,6 +434,8 @@ mod tests {
         assert_eq!(u16::from_le_bytes(half), 0x5678);
         ports.read(0xcfd, &mut half);
         assert_eq!(half, [0xff; 2], "unaligned");
+        ports.write(0xcf8, &(1u32 << 31 | 1 << 16 | 3 << 11).to_le_bytes());
+        assert_eq!(read(&ports, 0xcfc), !0, "bus 1");
         ports.write(0xcf8, &(3u32 << 11).to_le_bytes());
         assert_eq!(read(&ports, 0xcfc), !0, "not enabled");
         let mut wide = [0; 8];
