@@ -27,9 +27,7 @@ impl MachinePlan {
     /// Refuses values out of range and impossible combinations. Touches no file.
     pub fn check(&self) -> Result<(), PlanError> {
         let refuse = |text: String| Err(PlanError(text));
-        if self.kernel.is_none() {
-            return refuse("kernel: none given; name a Linux bzImage or vmlinux".into());
-        }
+        self.check_machine()?;
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return refuse(format!("cpus: {} is not in 1 to {MAX_CPUS}", self.cpus));
         }

@@ -6,6 +6,7 @@
 mod check;
 mod devices;
 mod flags;
+mod machine;
 mod nbd;
 mod remote;
 mod serve;
@@ -24,6 +25,7 @@ pub use devices::{
     RingChoice, RngPlan, TransportChoice,
 };
 pub use flags::{FlagError, from_flag};
+pub use machine::{BootOrder, BootSource, MachineKind};
 pub use nbd::{ExportPlan, NbdPlan};
 pub use remote::{VhostUserKind, VhostUserPlan};
 pub use serve::{DaemonPlan, Served, ServedPlan};
@@ -39,6 +41,14 @@ pub const MAX_CPUS: u8 = 32;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct MachinePlan {
+    /// Which board it has.
+    pub machine: MachineKind,
+    /// What starts a PC without a kernel: a PC BIOS image; SeaBIOS as Debian installs it if missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<PathBuf>,
+    /// What firmware boots from, first choice first; disks, CD-ROMs, then network cards if missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootOrder>,
     /// Linux bzImage, or an ELF image with a 64-bit Linux or a PVH entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
@@ -86,6 +96,9 @@ pub struct MachinePlan {
 impl Default for MachinePlan {
     fn default() -> Self {
         Self {
+            machine: MachineKind::default(),
+            firmware: None,
+            boot: None,
             kernel: None,
             initrd: None,
             cmdline: "console=ttyS0".into(),

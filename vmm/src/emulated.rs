@@ -56,6 +56,14 @@ impl Drives {
         self.0.iter().filter_map(named).collect()
     }
 
+    /// What each drive is, in order.
+    pub(crate) fn media(&self) -> impl Iterator<Item = DiskMedia> {
+        self.0.iter().map(|drive| match drive.cdrom {
+            true => DiskMedia::Cdrom,
+            false => DiskMedia::Disk,
+        })
+    }
+
     /// For one boot; `worker` makes a worker for each drive.
     pub(crate) fn build(
         &self,

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use treaty_kvm::{EventAddress, LevelLine, Msi, Routes, Vm};
 use treaty_pci::{IntxLine, IoAddress, IoEvents, MsiProvider, MsiVector};
 
+use treaty_piix::{PIRQS, PirqRouter, pirq_of};
+
 use crate::layout::DEVICE_GSIS;
+use crate::plan::MachineKind;
 
 /// Message-signalled interrupts by irqfd.
 pub(crate) struct KvmMsis(pub(crate) Arc<Routes>);
@@ -54,11 +57,23 @@ fn event_address(address: IoAddress) -> EventAddress {
     }
 }
 
+/// A level-triggered pin of the interrupt controllers that nobody shares.
+pub(crate) struct KvmLine(pub(crate) LevelLine);
+
+impl IntxLine for KvmLine {
+    fn set(&self, level: bool) {
+        self.0.set(level);
+    }
+}
+
 /// The level-triggered pins that devices share.
-pub(crate) struct Pins(Vec<Arc<Pin>>);
+pub(crate) struct Pins {
+    kind: MachineKind,
+    pins: Vec<Arc<Pin>>,
+}
 
 struct Pin {
-    line: LevelLine,
+    line: Box<dyn IntxLine>,
     /// One bit per device on this pin: it is high while any is set.
     raised: Mutex<Raised>,
 }
@@ -70,20 +85,32 @@ struct Raised {
 }
 
 impl Pins {
-    pub(crate) fn new(vm: &Vm) -> Self {
-        let pin = |gsi| {
+    /// Pins of the I/O APIC.
+    pub(crate) fn of_apic(vm: &Vm) -> Self {
+        let lines = DEVICE_GSIS.map(|gsi| -> Box<dyn IntxLine> { Box::new(KvmLine(vm.level_line(gsi))) });
+        Self::new(MachineKind::Virt, lines)
+    }
+
+    /// A PC's four PCI interrupts.
+    pub(crate) fn of_pc(router: &Arc<PirqRouter>) -> Self {
+        let lines = (0..PIRQS).map(|pirq| -> Box<dyn IntxLine> { Box::new(router.line(pirq)) });
+        Self::new(MachineKind::Pc, lines)
+    }
+
+    fn new(kind: MachineKind, lines: impl Iterator<Item = Box<dyn IntxLine>>) -> Self {
+        let pin = |line| {
             Arc::new(Pin {
-                line: vm.level_line(gsi),
+                line,
                 raised: Mutex::default(),
             })
         };
-        Self(DEVICE_GSIS.map(pin).collect())
+        let pins = lines.map(pin).collect();
+        Self { kind, pins }
     }
 
     /// The GSI of the device with number `device`, and a line to it that others may share.
     pub(crate) fn line(&self, device: usize) -> (u32, Arc<dyn IntxLine>) {
-        let index = device % self.0.len();
-        let pin = self.0[index].clone();
+        let pin = self.pins[pin_of(self.kind, device)].clone();
         let mut raised = pin.raised.lock().unwrap_or_else(PoisonError::into_inner);
         let bit = 1 << raised.users;
         raised.users += 1;
@@ -92,13 +119,20 @@ impl Pins {
             "a pin has fewer devices than the machine"
         );
         drop(raised);
-        (gsi_of(device), Arc::new(PinUser { pin, bit }))
+        (gsi_of(self.kind, device), Arc::new(PinUser { pin, bit }))
     }
 }
 
 /// The GSI that [`Pins::line`] gives to the device with that number.
-pub(crate) fn gsi_of(device: usize) -> u32 {
-    DEVICE_GSIS.start + (device % DEVICE_GSIS.len()) as u32
+pub(crate) fn gsi_of(kind: MachineKind, device: usize) -> u32 {
+    DEVICE_GSIS.start + pin_of(kind, device) as u32
+}
+
+fn pin_of(kind: MachineKind, device: usize) -> usize {
+    match kind {
+        MachineKind::Virt => device % DEVICE_GSIS.len(),
+        MachineKind::Pc => pirq_of(device as u8),
+    }
 }
 
 struct PinUser {

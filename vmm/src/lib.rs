@@ -23,6 +23,6 @@ mod vm;
 
 pub use boot::BootError;
 pub use life::End;
-pub use machine::BuildError;
+pub use machine::{BuildError, FirmwareError};
 pub use remote::RemoteError;
 pub use vm::{Runner, Vm};

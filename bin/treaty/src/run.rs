@@ -18,12 +18,24 @@ use treaty_vmm::{End, Runner};
 ///
 /// Example: treaty run --kernel vmlinuz --initrd initrd.img --cmdline "console=ttyS0 root=/dev/vda"
 /// --disk path=root.img,format=raw --net user --rng
+///
+/// A disk by its own boot loader: treaty run --machine pc --disk path=vm.qcow2,format=qcow2,if=ide
 #[derive(clap::Args)]
 pub struct Args {
     /// Take the machine from a TOML file. Its keys are the names of these flags: kernel = "vmlinuz", cpus = 2, [[disk]]
     /// with path = "root.img" and so on. Flags given beside it win; disks, cards and consoles are added to its own.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The machine's board: virt boots the kernel that --kernel names; pc (i440FX, PIIX3) starts a firmware that boots a
+    /// disk, a CD-ROM or a network card, and shows its console on the serial port [default: virt].
+    #[arg(long, value_name = "virt|pc")]
+    machine: Option<String>,
+    /// What starts a pc: a PC BIOS image [default: /usr/share/seabios/bios-256k.bin, of Debian's package seabios].
+    #[arg(long, value_name = "FILE")]
+    firmware: Option<PathBuf>,
+    /// What a pc's firmware boots from, first choice first [default: disk,cdrom,net].
+    #[arg(long, value_name = "disk|cdrom|net,...")]
+    boot: Option<String>,
     /// Linux kernel: bzImage (vmlinuz), or ELF (vmlinux).
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -92,6 +104,12 @@ impl Args {
             Some(path) => config::read(path)?,
             None => MachinePlan::default(),
         };
+        replace(
+            &mut plan.machine,
+            parse("--machine", self.machine, |text| text.parse())?,
+        );
+        replace_some(&mut plan.firmware, self.firmware);
+        replace_some(&mut plan.boot, parse("--boot", self.boot, |text| text.parse())?);
         replace_some(&mut plan.kernel, self.kernel);
         replace_some(&mut plan.initrd, self.initrd);
         replace_some(&mut plan.api, self.api);
@@ -210,7 +228,7 @@ fn warn_if_slow() {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use treaty_vmm::plan::{CharTarget, MemorySize, RingChoice};
+    use treaty_vmm::plan::{CharTarget, MachineKind, MemorySize, RingChoice};
 
     use super::*;
 
@@ -248,6 +266,15 @@ mod tests {
             RingChoice::Split
         );
         assert_eq!(plan("--kernel k").unwrap().cmdline, "console=ttyS0");
+    }
+
+    #[test]
+    fn a_pc_has_its_own_flags() {
+        let made = plan("--machine pc --firmware f --boot cdrom,disk --cdrom d.iso").unwrap();
+        assert_eq!(made.machine, MachineKind::Pc);
+        assert_eq!(made.boot.unwrap().to_string(), "cdrom,disk");
+        assert!(refused("--machine q35").starts_with("--machine: \"q35\" is not virt or pc"));
+        assert!(refused("--boot usb").starts_with("--boot: \"usb\" is not disk"));
     }
 
     #[test]

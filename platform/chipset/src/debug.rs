@@ -19,10 +19,10 @@ impl BusDevice for PostCode {
 }
 
 const LINE_MAX: usize = 200;
-const LINES_PER_SECOND: u32 = 100;
+const LINES_PER_SECOND: u32 = 1000;
 const PRESENT: u8 = 0xe9;
 
-/// Port 0xE9: text of firmware and early kernels, logged line by line at debug level; more than 100 lines a second are dropped.
+/// Port 0xE9, and 0x402 of a PC: text of firmware and early kernels, logged line by line at debug level; more than 1000 lines a second are dropped.
 pub struct DebugConsole {
     line: Vec<u8>,
     second: Instant,

@@ -18,6 +18,7 @@ mod i8042;
 mod pm;
 mod power;
 mod rtc;
+mod system_control;
 mod uart;
 
 pub use debug::{DebugConsole, PostCode};
@@ -28,4 +29,5 @@ pub use pm::{
 };
 pub use power::{PowerControl, PowerRequest};
 pub use rtc::Rtc;
+pub use system_control::SystemControl;
 pub use uart::Uart;

@@ -15,6 +15,16 @@ const REGISTER_C: u8 = 0x0c;
 const REGISTER_D: u8 = 0x0d;
 const CENTURY: u8 = 0x32;
 
+/// The numbers of the units that their names end with, 16 bits unless said otherwise.
+const BASE_MEMORY_KIB: u8 = 0x15;
+const EXTENDED_MEMORY_KIB: u8 = 0x17;
+const EXTENDED_MEMORY_KIB_AGAIN: u8 = 0x30;
+const MEMORY_ABOVE_16M_64KIB: u8 = 0x34;
+/// 24 bits.
+const MEMORY_ABOVE_4G_64KIB: u8 = 0x5b;
+const OTHER_CPUS: u8 = 0x5f;
+const BASE_MEMORY: u16 = 640;
+
 /// 32.768 kHz base, 1024 Hz rate; never "update in progress".
 const A_DEFAULT: u8 = 0x26;
 const B_24_HOURS: u8 = 1 << 1;
@@ -48,6 +58,28 @@ impl Rtc {
             frozen: None,
         }
         .with_defaults()
+    }
+
+    /// Writes what a PC's firmware finds in the clock's memory: bytes of RAM below and above 4 GiB, and the number of processors.
+    pub fn set_machine(&mut self, low_bytes: u64, high_bytes: u64, cpus: u8) {
+        const MIB: u64 = 1 << 20;
+        let kib_above = |start: u64| u16::try_from(low_bytes.saturating_sub(start) >> 10).unwrap_or(u16::MAX);
+        let above_16m = u16::try_from(low_bytes.saturating_sub(16 * MIB) >> 16).unwrap_or(u16::MAX);
+        self.store_u16(BASE_MEMORY_KIB, BASE_MEMORY);
+        self.store_u16(EXTENDED_MEMORY_KIB, kib_above(MIB));
+        self.store_u16(EXTENDED_MEMORY_KIB_AGAIN, kib_above(MIB));
+        self.store_u16(MEMORY_ABOVE_16M_64KIB, above_16m);
+        let [a, b, c, ..] = (high_bytes >> 16).to_le_bytes();
+        for (index, byte) in (MEMORY_ABOVE_4G_64KIB..).zip([a, b, c]) {
+            self.store(index, byte);
+        }
+        self.store(OTHER_CPUS, cpus.saturating_sub(1));
+    }
+
+    fn store_u16(&mut self, index: u8, value: u16) {
+        let [low, high] = value.to_le_bytes();
+        self.store(index, low);
+        self.store(index.saturating_add(1), high);
     }
 
     fn with_defaults(mut self) -> Self {
@@ -249,6 +281,23 @@ mod tests {
         write(&mut rtc, REGISTER_B, B_24_HOURS);
         assert_eq!(rtc.ahead_s, 1 - NOW);
         assert_eq!((read(&mut rtc, SECONDS), read(&mut rtc, YEAR)), (0x01, 0x70));
+    }
+
+    #[test]
+    fn firmware_finds_how_much_memory_there_is() {
+        let mut rtc = Rtc::new(Box::new(|| NOW));
+        rtc.set_machine(0xe000_0000, 5 << 30, 4);
+        let word = |rtc: &mut Rtc, index| u16::from_le_bytes([read(rtc, index), read(rtc, index + 1)]);
+        assert_eq!(word(&mut rtc, 0x15), 640);
+        assert_eq!(word(&mut rtc, 0x30), 0xffff, "as much as fits");
+        assert_eq!(word(&mut rtc, 0x34), 0xdf00);
+        assert_eq!(
+            [0x5b, 0x5c, 0x5d].map(|index| read(&mut rtc, index)),
+            [0, 0x40, 1]
+        );
+        assert_eq!(read(&mut rtc, 0x5f), 3);
+        rtc.set_machine(8 << 20, 0, 1);
+        assert_eq!((word(&mut rtc, 0x17), word(&mut rtc, 0x34)), (7 << 10, 0));
     }
 
     #[test]

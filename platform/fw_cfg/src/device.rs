@@ -195,7 +195,11 @@ mod tests {
     fn items_and_files_are_read_byte_by_byte() {
         let (mut device, _) = device();
         assert_eq!(read_item(&mut device, key::SIGNATURE, 4), b"QEMU");
-        assert_eq!(read_item(&mut device, key::CPU_COUNT, 4), [4, 0, 0, 0], "then zeros");
+        assert_eq!(
+            read_item(&mut device, key::CPU_COUNT, 4),
+            [4, 0, 0, 0],
+            "then zeros"
+        );
         assert_eq!(read_item(&mut device, 0x1234, 2), [0, 0], "no such item");
         let directory = read_item(&mut device, key::FILE_DIRECTORY, 4 + 2 * 64);
         assert_eq!(directory[..4], [0, 0, 0, 2]);
@@ -227,7 +231,13 @@ mod tests {
         let (mut device, memory) = device();
         let select = u32::from(key::SIGNATURE) << 16 | CONTROL_SELECT | CONTROL_READ;
         let end = RAM as u64;
-        for (len, to) in [(4, end), (4, end - 3), (4, u64::MAX - 1), (u32::MAX, 0), (0x2_0000, 0)] {
+        for (len, to) in [
+            (4, end),
+            (4, end - 3),
+            (4, u64::MAX - 1),
+            (u32::MAX, 0),
+            (0x2_0000, 0),
+        ] {
             assert_eq!(
                 dma(&mut device, &memory, select, len, to),
                 CONTROL_ERROR,

@@ -12,6 +12,7 @@ const CLASS_HOST_BRIDGE: u32 = 0x06_00_00;
 /// PAM0 to PAM6, two segments each; the lower half of PAM0 is reserved. 82441FX 290549-001 §3.2.18
 const PAM: u16 = 0x59;
 const PAM_LEN: usize = 7;
+const PAM_WRITABLE: [u8; PAM_LEN] = [0x30, 0x33, 0x33, 0x33, 0x33, 0x33, 0x33];
 /// System management RAM is not there: the register is kept and means nothing.
 const SMRAM: u16 = 0x72;
 const SMRAM_DEFAULT: u8 = 0x02;
@@ -48,6 +49,15 @@ pub enum ShadowAccess {
 }
 
 impl ShadowAccess {
+    /// A register that says so for both of its segments.
+    fn register(self) -> u8 {
+        match self {
+            Self::Bus => 0,
+            Self::ReadOnly => 0x11,
+            Self::ReadWrite => 0x33,
+        }
+    }
+
     /// Writes to RAM with reads from the bus are not told apart from the bus alone.
     fn from_bits(bits: u8) -> Self {
         match (bits & READ_ENABLE != 0, bits & WRITE_ENABLE != 0) {
@@ -72,15 +82,16 @@ pub struct I440fx {
 }
 
 impl I440fx {
-    /// All segments are on the bus, as after power-on.
-    pub fn new(shadow: Box<dyn Shadow>) -> Self {
+    /// `initial` is what answers in all segments now: the bus, as after power-on, or what a firmware would have left.
+    pub fn new(shadow: Box<dyn Shadow>, initial: ShadowAccess) -> Self {
         let mut config = ConfigSpace::new(&identity(DEVICE_ID, CLASS_HOST_BRIDGE));
-        config.add_register(PAM, &[0; PAM_LEN], &[0x30, 0x33, 0x33, 0x33, 0x33, 0x33, 0x33]);
+        let values = PAM_WRITABLE.map(|mask| mask & initial.register());
+        config.add_register(PAM, &values, &PAM_WRITABLE);
         config.add_register(SMRAM, &[SMRAM_DEFAULT], &[0x78]);
         Self {
             config,
             shadow,
-            accesses: Default::default(),
+            accesses: [initial; SEGMENTS.len()],
         }
     }
 
@@ -136,7 +147,7 @@ mod tests {
     #[test]
     fn registers_choose_what_answers_in_each_segment() {
         let calls = Calls::default();
-        let mut bridge = I440fx::new(Box::new(calls.clone()));
+        let mut bridge = I440fx::new(Box::new(calls.clone()), ShadowAccess::Bus);
         let took = || std::mem::take(&mut *calls.0.lock().unwrap());
         bridge.write_config(0x59, &[0x3f]);
         assert_eq!(took(), [(0, ShadowAccess::ReadWrite)]);
@@ -154,5 +165,8 @@ mod tests {
         bridge.write_config(0x5f, &[0x30]);
         bridge.write_config(4, &[0xff; 4]);
         assert_eq!(took(), [], "nothing changed");
+        let mut bridge = I440fx::new(Box::new(calls.clone()), ShadowAccess::ReadWrite);
+        bridge.write_config(0x59, &[0x30, 0x33, 0x33, 0x13]);
+        assert_eq!(took(), [(6, ShadowAccess::ReadOnly)]);
     }
 }

@@ -26,7 +26,7 @@ pub(crate) fn definition_block(board: &Board) -> Vec<u8> {
     block
 }
 
-/// The PCI Express root: bus 0 only, windows for BARs, pin A of each device straight to its GSI.
+/// The PCI root: bus 0 only, windows for BARs, pin A of each device straight to its GSI.
 fn host_bridge(board: &Board, to: &mut Vec<u8>) {
     let (first, last) = PCI_CONFIG_PORTS;
     let window_32 = &board.pci_window_32;
@@ -53,10 +53,15 @@ fn host_bridge(board: &Board, to: &mut Vec<u8>) {
         &memory_64,
     ]);
     let routing = interrupt_routing(board);
+    let express = if board.ecam.is_some() {
+        "PNP0A08"
+    } else {
+        "PNP0A03"
+    };
     Device::new(
         "PCI0".into(),
         vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
+            &Name::new("_HID".into(), &EISAName::new(express)),
             &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
             &Name::new("_SEG".into(), &0u8),
             &Name::new("_BBN".into(), &0u8),
@@ -79,15 +84,18 @@ fn interrupt_routing(board: &Board) -> PackageBuilder {
 
 /// Ranges that belong to the board: a guest uses ECAM only if it finds it reserved here.
 fn motherboard(board: &Board, to: &mut Vec<u8>) {
-    let ecam_len = (board.ecam.end - board.ecam.start) as u32;
-    let ecam = Memory32Fixed::new(true, board.ecam.start as u32, ecam_len);
+    let ecam = board.ecam.as_ref();
+    let ecam =
+        ecam.map(|range| Memory32Fixed::new(true, range.start as u32, (range.end - range.start) as u32));
     let power = IO::new(board.power.event, board.power.event, 1, 0x10);
+    let mut resources: Vec<&dyn Aml> = vec![&power];
+    resources.extend(ecam.iter().map(|ecam| ecam as &dyn Aml));
     Device::new(
         "MBRD".into(),
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
             &Name::new("_UID".into(), &0u8),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ecam, &power])),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
         ],
     )
     .to_aml_bytes(to);

@@ -40,11 +40,8 @@ pub fn build(board: &Board, place: Range<u64>) -> Result<Tables, TooLarge> {
     let facs = layout.add(&to_bytes(&FACS::new()));
     let dsdt = layout.add(dsdt(board).as_slice());
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for table in [
-        fixed::fadt(board, facs, dsdt),
-        fixed::madt(board),
-        fixed::mcfg(board),
-    ] {
+    let tables = [fixed::fadt(board, facs, dsdt), fixed::madt(board)];
+    for table in tables.into_iter().chain(fixed::mcfg(board)) {
         xsdt.add_entry(layout.add(&table));
     }
     let xsdt = layout.add(&to_bytes(&xsdt));
@@ -60,7 +57,8 @@ pub fn build(board: &Board, place: Range<u64>) -> Result<Tables, TooLarge> {
     })
 }
 
-const RSDP_LEN: usize = 36;
+/// Bytes of the RSDP.
+pub const RSDP_LEN: usize = 36;
 
 struct Layout {
     start: u64,
@@ -100,7 +98,7 @@ pub(crate) mod tests {
             cpus,
             local_apic: 0xfee0_0000,
             io_apic: 0xfec0_0000,
-            ecam: 0xe000_0000..0xe010_0000,
+            ecam: Some(0xe000_0000..0xe010_0000),
             pci_window_32: 0xe800_0000..0xfc00_0000,
             pci_window_64: 0x40_0000_0000..0x44_0000_0000,
             intx_gsi: std::array::from_fn(|slot| 16 + slot as u32 % 8),
@@ -169,6 +167,20 @@ pub(crate) mod tests {
         let facs = u32_at(fadt, 36);
         assert_eq!(facs % 64, 0);
         assert_eq!(&tables.bytes[(u64::from(facs) - START) as usize..][..4], b"FACS");
+    }
+
+    #[test]
+    fn a_board_without_ecam_has_no_mcfg() {
+        let tables = build(
+            &Board {
+                ecam: None,
+                ..board(1)
+            },
+            START..START + 0x2_0000,
+        );
+        let tables = tables.unwrap();
+        let xsdt = table(&tables, u64_at(&tables.bytes, 24));
+        assert_eq!(xsdt.len(), 36 + 2 * 8);
     }
 
     #[test]

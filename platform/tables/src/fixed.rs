@@ -101,8 +101,9 @@ fn entry(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// PCI Firmware Specification 3.3 §4.1.2
-pub(crate) fn mcfg(board: &Board) -> Vec<u8> {
+pub(crate) fn mcfg(board: &Board) -> Option<Vec<u8>> {
+    let ecam = board.ecam.as_ref()?;
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(board.ecam.start, 0, 0, 0);
-    to_bytes(&mcfg)
+    mcfg.add_ecam(ecam.start, 0, 0, 0);
+    Some(to_bytes(&mcfg))
 }

@@ -16,7 +16,7 @@ mod aml;
 mod build;
 mod fixed;
 
-pub use build::{Tables, TooLarge, build};
+pub use build::{RSDP_LEN, Tables, TooLarge, build};
 
 use std::ops::Range;
 
@@ -29,8 +29,8 @@ pub struct Board {
     pub local_apic: u32,
     /// I/O APIC registers; its pins are GSI 0 to 23.
     pub io_apic: u32,
-    /// ECAM of PCI bus 0.
-    pub ecam: Range<u64>,
+    /// ECAM of PCI bus 0; without it, the bus is of the older kind.
+    pub ecam: Option<Range<u64>>,
     /// Where 32-bit BARs may lie.
     pub pci_window_32: Range<u64>,
     /// Where 64-bit BARs may lie.

@@ -16,7 +16,7 @@ pub(crate) type Power = Arc<Mutex<Guarded<PowerManagement>>>;
 /// Adds the devices that every machine has; returns where the power button is.
 pub(super) fn add(build: &mut Build<'_>) -> Result<Power, BuildError> {
     let life = build.host.life.clone();
-    add_ports(build, "RTC", layout::RTC_PORTS, Rtc::new(Box::new(unix_now_s)))?;
+    add_ports(build, "RTC", layout::RTC_PORTS, clock(build))?;
     add_ports(build, "port 80", layout::POST_CODE_PORTS, PostCode::default())?;
     add_ports(
         build,
@@ -35,7 +35,7 @@ pub(super) fn add(build: &mut Build<'_>) -> Result<Power, BuildError> {
     Ok(power)
 }
 
-fn add_ports(
+pub(super) fn add_ports(
     build: &mut Build<'_>,
     name: &str,
     ports: Range<u64>,
@@ -44,6 +44,15 @@ fn add_ports(
     Ok(build
         .ports
         .register(ports, Arc::new(Mutex::new(Guarded::new(name, device))))?)
+}
+
+/// The clock; its memory tells firmware of the machine.
+fn clock(build: &Build<'_>) -> Rtc {
+    let mut clock = Rtc::new(Box::new(unix_now_s));
+    let ram = layout::ram(build.plan.memory.bytes());
+    let bytes = |index: usize| ram.get(index).map_or(0, |(_, len)| *len);
+    clock.set_machine(bytes(0), bytes(1), build.plan.cpus);
+    clock
 }
 
 fn add_com1(build: &mut Build<'_>) -> Result<(), BuildError> {

@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use treaty_bus::{Access, Ticket};
-use treaty_catalog::{LiveHandle, WorkerPool};
+use treaty_catalog::WorkerPool;
 use treaty_e1000::{E1000, Parts};
 use treaty_ide::Ide;
-use treaty_kvm::LevelLine;
 use treaty_pci::{BAR_COUNT, BarRange, IntxLine, PciDevice, SLOT_COUNT};
+use treaty_piix::{IDE_FUNCTION, PIIX_SLOT};
 use treaty_virtio_device::{DeviceCounters, Features};
 
 use treaty_virtio_transport::TransportView;
@@ -17,8 +17,9 @@ use super::build::Build;
 use super::virtio::{Attached, Places, Registers};
 use crate::emulated::{Card, Drives, Emulated};
 use crate::guard::Guarded;
+use crate::interrupts::KvmLine;
 use crate::layout;
-use crate::plan::TransportChoice;
+use crate::plan::{MachineKind, TransportChoice};
 use crate::posted::PostedRanges;
 
 /// Makes the device and plugs it in.
@@ -71,7 +72,7 @@ fn attach_card(
         source: Box::new(source),
     })?;
     let posted = PostedRanges::new(build.vm.coalesced(), &E1000::POSTED);
-    plug(build, places, name, Card1000(device, posted), Vec::new(), workers)
+    plug(build, places, name, Card1000(device, posted), workers)
 }
 
 fn attach_drives(
@@ -83,7 +84,7 @@ fn attach_drives(
     let name = drives.name();
     let io_address = places.io_bars.allocate(Ide::PORTS).ok_or_else(|| full(name))?;
     let lines =
-        layout::IDE_GSIS.map(|gsi| -> Arc<dyn IntxLine> { Arc::new(IsaLine(build.vm.level_line(gsi))) });
+        layout::IDE_GSIS.map(|gsi| -> Arc<dyn IntxLine> { Arc::new(KvmLine(build.vm.level_line(gsi))) });
     let disks = drives.disks();
     let drives = drives.build(|worker| workers.for_card(worker))?;
     let built = Ide::new(treaty_ide::Parts {
@@ -105,7 +106,12 @@ fn attach_drives(
     for (port, len) in Ide::POSTED_FIXED {
         posted.add_fixed(port, len);
     }
-    plug(build, places, name, Controller(device, posted), disks, workers)
+    let device = Controller(device, posted);
+    let attached = match build.plan.machine {
+        MachineKind::Virt => plug(build, places, name, device, workers)?,
+        MachineKind::Pc => plug_at(build, (PIIX_SLOT, IDE_FUNCTION), name, device, workers)?,
+    };
+    Ok(Attached { disks, ..attached })
 }
 
 fn plug<T: PciDevice + 'static>(
@@ -113,37 +119,42 @@ fn plug<T: PciDevice + 'static>(
     places: &mut Places,
     name: &str,
     device: T,
-    disks: Vec<(String, LiveHandle)>,
     workers: WorkerPool,
 ) -> Result<Attached, BuildError>
 where
     Guarded<T>: Registers,
 {
-    let number = places.slot;
+    let attached = plug_at(build, (places.slot, 0), name, device, workers)?;
+    places.slot += 1;
+    Ok(attached)
+}
+
+/// Plugs it in as that function of the device with that number.
+fn plug_at<T: PciDevice + 'static>(
+    build: &Build<'_>,
+    (slot, number): (u8, u8),
+    name: &str,
+    device: T,
+    workers: WorkerPool,
+) -> Result<Attached, BuildError>
+where
+    Guarded<T>: Registers,
+{
     let function = Arc::new(Mutex::new(Guarded::new(name, device)));
     let plugged: Arc<Mutex<dyn PciDevice>> = function.clone();
-    build.pci.add(number, plugged).map_err(|_| full(name))?;
-    places.slot += 1;
+    let added = build.pci.add_function(slot, number, plugged);
+    added.map_err(|_| full(name))?;
     Ok(Attached {
         name: name.to_owned(),
         transport: TransportChoice::Pci,
-        location: format!("00:{number:02x}.0"),
+        location: format!("00:{slot:02x}.{number}"),
         counters: DeviceCounters::default(),
         link: None,
         stop: None,
-        disks,
+        disks: Vec::new(),
         registers: function,
         _workers: workers,
     })
-}
-
-/// An interrupt of the ISA bus, which nobody shares.
-struct IsaLine(LevelLine);
-
-impl IntxLine for IsaLine {
-    fn set(&self, level: bool) {
-        self.0.set(level);
-    }
 }
 
 /// No virtqueues, no features.

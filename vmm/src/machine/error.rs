@@ -3,8 +3,10 @@ use treaty_catalog::CatalogError;
 use treaty_chardev::ChardevError;
 use treaty_kvm::KvmError;
 use treaty_memory::{MemoryError, RegionError};
+use treaty_pci::SlotError;
 use treaty_tables::TooLarge;
 
+use super::pc::FirmwareError;
 use crate::boot::BootError;
 use crate::plan::PlanError;
 use crate::remote::RemoteError;
@@ -30,6 +32,9 @@ pub enum BuildError {
     /// Kernel, initrd, command line.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The firmware of a PC.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
     /// COM1's other end.
     #[error("serial: {0}")]
     Serial(ChardevError),
@@ -81,6 +86,9 @@ pub enum BuildError {
     /// The board's addresses collide: a bug.
     #[error("machine layout: {0}")]
     Bus(#[from] BusError),
+    /// The board's PCI functions collide: a bug.
+    #[error("machine layout: {0}")]
+    Pci(#[from] SlotError),
     /// Guest memory regions or boot data do not fit: a bug.
     #[error("machine layout: {0}")]
     Layout(#[from] MemoryError),

@@ -1,10 +1,12 @@
 //! A machine from its plan, in named steps.
 
+mod boot_order;
 mod build;
 mod chipset;
 mod emulated;
 mod error;
 mod firmware;
+mod pc;
 mod serial;
 mod virtio;
 
@@ -21,6 +23,7 @@ use crate::vcpu::{self, Buses};
 pub(crate) use build::build;
 pub(crate) use chipset::Power;
 pub use error::BuildError;
+pub use pc::FirmwareError;
 pub(crate) use serial::SerialEndpoint;
 pub(crate) use virtio::Attached;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use treaty_bus::Ticket;
 use treaty_catalog::{Built, LiveHandle, StopHandle, WorkerPool, poll_of};
 use treaty_pci::{BarAllocator, PciDevice, SLOT_COUNT};
+use treaty_piix::PIIX_SLOT;
 use treaty_tables::MmioDevice;
 use treaty_vhost_frontend::{Link, VhostUserDevice};
 use treaty_virtio_device::{DeviceCounters, VirtioDevice};
@@ -22,7 +23,7 @@ use crate::devices::{Slot, Source};
 use crate::guard::Guarded;
 use crate::interrupts::{KvmDoorbells, KvmMsis, Pins};
 use crate::layout;
-use crate::plan::{RingChoice, TransportChoice};
+use crate::plan::{MachineKind, RingChoice, TransportChoice};
 use crate::remote;
 
 /// The most virtio-mmio devices.
@@ -56,20 +57,27 @@ pub(super) struct Places {
     bars: BarAllocator,
     pub(super) bars_32: BarAllocator,
     pub(super) io_bars: BarAllocator,
-    /// The next PCI device number; 0 is the host bridge.
+    /// The next PCI device number; 0 is the host bridge, and on a PC 1 is the ISA bridge.
     pub(super) slot: u8,
 }
 
 /// Makes the device of every slot and puts it on its bus.
 pub(super) fn add(build: &mut Build<'_>, slots: &[Slot]) -> Result<Vec<Attached>, BuildError> {
+    let (kind, ram) = (build.plan.machine, build.plan.memory.bytes());
     let mut places = Places {
-        pins: Pins::new(&build.vm),
+        pins: match &build.router {
+            Some(router) => Pins::of_pc(router),
+            None => Pins::of_apic(&build.vm),
+        },
         msis: KvmMsis(build.vm.routes()),
         doorbells: Arc::new(KvmDoorbells(build.vm.clone())),
-        bars: BarAllocator::new(layout::pci_window_64(build.plan.memory.bytes())),
-        bars_32: BarAllocator::new(layout::PCI_WINDOW_32),
-        io_bars: BarAllocator::new(layout::PCI_PORTS),
-        slot: 1,
+        bars: BarAllocator::new(layout::pci_window_64(ram)),
+        bars_32: BarAllocator::new(layout::pci_window_32(kind, ram)),
+        io_bars: BarAllocator::new(layout::pci_ports(kind)),
+        slot: match kind {
+            MachineKind::Virt => 1,
+            MachineKind::Pc => PIIX_SLOT + 1,
+        },
     };
     slots
         .iter()
