@@ -25,6 +25,9 @@ pub enum Image {
     Vmlinux,
     /// The file as Debian ships it.
     Bzimage,
+    /// None: the machine is a PC, and boots by its own firmware and the boot loader of a disk (`$LAB_BOOT_DISK`) whose Linux
+    /// runs this script.
+    BootDisk(&'static str),
 }
 
 /// What to boot in L1, and with what.
@@ -108,19 +111,33 @@ impl Guest {
 
     fn command(&self, cache: &Cache) -> Result<String> {
         let files = cache.kernel(self.kernel)?;
+        let (cpus, memory, devices) = (self.cpus, self.memory_mib, self.devices.join(" "));
+        let rest = format!("--cpus {cpus} --memory {memory}M --api $API {devices}");
         let kernel = match self.image {
             Image::Vmlinux => files.vmlinux,
             Image::Bzimage => files.bzimage,
+            Image::BootDisk(_) => {
+                let firmware = cache.tree().root().join("usr/share/seabios/bios-256k.bin");
+                let firmware = firmware.display();
+                return Ok(format!("set -- run --machine pc --firmware {firmware} {rest}\n"));
+            }
         };
-        let (cpus, memory, devices) = (self.cpus, self.memory_mib, self.devices.join(" "));
         Ok(format!(
             "BASE={base}\n\
-             set -- run --kernel {kernel} --initrd $W/initrd --cpus {cpus} --memory {memory}M --api $API \
-             --cmdline '{line}' {devices}\n",
+             set -- run --kernel {kernel} --initrd $W/initrd --cmdline '{line}' {rest}\n",
             base = files.guest_initramfs.display(),
             kernel = kernel.display(),
             line = Self::COMMAND_LINE,
         ))
+    }
+
+    /// What the test's scripts are told besides: where the disk is that it boots from.
+    fn variables(&self, cache: &Cache) -> Result<String> {
+        let Image::BootDisk(script) = self.image else {
+            return Ok(String::new());
+        };
+        let disk = cache.boot_disk(self.kernel, script)?;
+        Ok(format!("LAB_BOOT_DISK={}\n", disk.display()))
     }
 }
 
@@ -156,12 +173,14 @@ impl GuestTest {
     pub(crate) fn files(&self, cache: &Cache) -> Result<Vec<(String, Vec<u8>)>> {
         let mut files = Vec::new();
         let mut add = |name: &str, data: Vec<u8>| files.push((format!("{}/{name}", self.name), data));
+        let variables = self.guest.as_ref().map(|guest| guest.variables(cache));
+        let variables = variables.transpose()?.unwrap_or_default();
         for (name, script) in [
             ("before.sh", &self.before),
             ("beside.sh", &self.beside),
             ("after.sh", &self.after),
         ] {
-            add(name, script.clone().into_bytes());
+            add(name, format!("{variables}{script}").into_bytes());
         }
         if let Some(guest) = &self.guest {
             add("guest.sh", guest.command(cache)?.into_bytes());

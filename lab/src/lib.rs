@@ -16,6 +16,7 @@
 
 mod apt;
 mod batch;
+mod boot_disk;
 mod cache;
 mod cpio;
 mod exec;

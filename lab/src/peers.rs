@@ -12,11 +12,14 @@ use crate::tree::Tree;
 
 /// A release of Debian and what is taken from it. The tree is made anew when the list changes.
 struct Release {
+    /// Its directory.
+    name: &'static str,
     suite: &'static str,
     packages: &'static [&'static str],
 }
 
 const TRIXIE: Release = Release {
+    name: "trixie",
     suite: "trixie",
     packages: &[
         "qemu-system-x86",
@@ -33,7 +36,14 @@ const TRIXIE: Release = Release {
     ],
 };
 
+const BOOT_TOOLS: Release = Release {
+    name: "boot-tools",
+    suite: "trixie",
+    packages: &["grub-pc-bin", "grub-common", "dnsmasq-base", "ipxe-qemu"],
+};
+
 const BOOKWORM: Release = Release {
+    name: "bookworm",
     suite: "bookworm",
     packages: &["qemu-system-x86", "qemu-utils"],
 };
@@ -44,6 +54,11 @@ pub fn trixie() -> Result<Tree> {
     TRIXIE.tree()
 }
 
+/// GRUB's programs and images for PCs.
+pub fn boot_tools() -> Result<Tree> {
+    BOOT_TOOLS.tree()
+}
+
 /// QEMU 7.2 with its tools.
 pub fn bookworm() -> Result<Tree> {
     BOOKWORM.tree()
@@ -51,7 +66,7 @@ pub fn bookworm() -> Result<Tree> {
 
 impl Release {
     fn tree(&self) -> Result<Tree> {
-        let dir = Cache::default_dir().join("peers").join(self.suite);
+        let dir = Cache::default_dir().join("peers").join(self.name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let dir = dir.canonicalize()?;
         let lock = fs::File::create(dir.join("lock"))?;

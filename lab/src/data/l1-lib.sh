@@ -61,8 +61,9 @@ refused() {
 
 # lab_guest SECONDS: runs the guest with beside.sh next to it.
 lab_guest() {
+    BASE=
     . "$T/guest.sh"
-    cat "$BASE" "$T/script.cpio" >"$W/initrd"
+    [ -z "$BASE" ] || cat "$BASE" "$T/script.cpio" >"$W/initrd"
     mkfifo "$W/serial"
     cat "$W/serial" >"$CONSOLE" &
     drain=$!

@@ -7,6 +7,7 @@ mod disk;
 mod exits;
 mod lifecycle;
 mod net;
+mod pc;
 mod refuse;
 mod remote;
 mod rng;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Batch> {
         rng::batch(),
         console::batch(),
         lifecycle::batch(),
+        pc::batch(),
         refuse::batch(),
         remote::batch(),
         exits::batch(),

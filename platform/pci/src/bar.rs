@@ -1,7 +1,7 @@
 use std::ops::Range;
 
-/// Base address registers of a type 0 function.
-pub const BAR_COUNT: usize = 6;
+/// Base address registers of a type 0 function, and the expansion ROM's after them.
+pub const BAR_COUNT: usize = 7;
 
 /// The address space that a BAR is decoded in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,6 +21,8 @@ const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
 const HEADER_TYPE: usize = 0x0e;
 const BAR0: usize = 0x10;
+/// Without the expansion ROM's: a function that has one is in a [`WithRom`](crate::WithRom).
+const BASE_REGISTERS: usize = 6;
 const CAPABILITIES_POINTER: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 const INTERRUPT_PIN: usize = 0x3d;
@@ -76,7 +78,7 @@ enum Bar {
 pub struct ConfigSpace {
     bytes: [u8; CONFIG_LEN],
     writable: [u8; CONFIG_LEN],
-    bars: [Bar; BAR_COUNT],
+    bars: [Bar; BASE_REGISTERS],
     /// Where the next capability's offset is to be written.
     link: usize,
     next_capability: usize,
@@ -88,7 +90,7 @@ impl ConfigSpace {
         let mut space = Self {
             bytes: [0; CONFIG_LEN],
             writable: [0; CONFIG_LEN],
-            bars: [Bar::None; BAR_COUNT],
+            bars: [Bar::None; BASE_REGISTERS],
             link: CAPABILITIES_POINTER,
             next_capability: FIRST_CAPABILITY,
         };
@@ -109,7 +111,7 @@ impl ConfigSpace {
     /// Adds a 64-bit memory BAR of `len` bytes (a power of two, at least 16) at `address` (a multiple of `len`). It takes
     /// registers `index` and `index + 1`.
     pub fn add_bar(&mut self, index: u8, len: u64, address: u64) -> Result<(), LayoutError> {
-        if usize::from(index) + 1 >= BAR_COUNT {
+        if usize::from(index) + 1 >= BASE_REGISTERS {
             return Err(LayoutError::Bar(index));
         }
         let at = self.place_bar(index, Bar::Memory64(len), len, 16, address)?;
@@ -328,7 +330,7 @@ mod tests {
     fn bars_size_and_relocate_and_obey_the_command_register() {
         let mut space = space();
         space.add_bar(0, 0x1_0000, 0x40_0000_0000).unwrap();
-        assert_eq!(space.bars(), [None; 6], "memory space is off");
+        assert_eq!(space.bars(), [None; BAR_COUNT], "memory space is off");
         space.write(0x10, &[0xff; 4]);
         space.write(0x14, &[0xff; 4]);
         assert_eq!(space.read_u32(0x10), 0xffff_0004, "length and type");

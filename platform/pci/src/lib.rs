@@ -17,6 +17,7 @@ mod config;
 mod function;
 mod interrupt;
 mod msix;
+mod rom;
 mod root;
 
 pub use bar::{BAR_COUNT, BarAllocator, BarRange, BarSpace};
@@ -27,4 +28,5 @@ pub use msix::{
     MSIX_CAPABILITY, MSIX_ENABLE, MSIX_ENTRY_LEN, MSIX_FUNCTION_MASK, Msix, MsixState, MsixStateError,
     MsixVectorState,
 };
+pub use rom::{ROM_BAR, ROM_LIMIT, WithRom};
 pub use root::{CONFIG_PORTS, ECAM_LEN, PciRoot, SLOT_COUNT, SlotError};
