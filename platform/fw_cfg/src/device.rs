@@ -24,7 +24,7 @@ const MOST_ZEROS: usize = 64 << 10;
 const ZEROS: [u8; 4096] = [0; 4096];
 
 /// The device, at offset 0 of its twelve ports. Nothing in it can be written. DMA reaches RAM only, and one access
-/// copies no more than the rest of the selected item and [`MOST_ZEROS`] zeros.
+/// copies no more than the rest of the selected item and 64 KiB of zeros.
 pub struct FwCfg {
     items: BTreeMap<u16, Vec<u8>>,
     memory: GuestMemory,
