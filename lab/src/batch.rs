@@ -172,6 +172,7 @@ impl Verdict {
             ("console.log", "the guest's console"),
             ("treaty.log", "treaty's standard error"),
             ("l1.log", "the scripts in L1"),
+            ("watch.log", "what the machine did when its time ran out"),
         ] {
             let Ok(bytes) = fs::read(self.dir.join(name)) else {
                 continue;

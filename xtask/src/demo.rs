@@ -22,7 +22,7 @@ pub fn main() -> Result<()> {
     let say = |text: &str| println!("[{:>5.1} s] {text}", begin.elapsed().as_secs_f32());
     say("building treaty, the probe and the lab (minutes the first time)");
     ensure_host_tools(&[])?;
-    let treaty = cargo::build_treaty()?;
+    let treaty = cargo::build_treaty(cargo::Profile::Release)?;
     let elf = build_probe()?;
     let lab = Lab::new()?;
 

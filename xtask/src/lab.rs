@@ -130,7 +130,7 @@ pub fn test(names: &[String], treaty: Option<PathBuf>) -> Result<Tally> {
     );
     let treaty = match treaty {
         Some(path) => path.canonicalize()?,
-        None => cargo::build_treaty()?,
+        None => cargo::build_treaty(cargo::Profile::Checked)?,
     };
     let lab = Lab::new()?;
     let begin = Instant::now();

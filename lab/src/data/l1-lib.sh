@@ -59,6 +59,24 @@ refused() {
     grep -qi -- "$words" "$W/err" || fail "treaty run $*: '$(cat "$W/err")' does not say '$words'"
 }
 
+# threads_of PID: what each thread of the processes below PID does, for the evidence of a test that ran out of time.
+threads_of() {
+    for process in "$1" $(cat "/proc/$1/task/$1/children"); do
+        for thread in /proc/"$process"/task/*; do
+            echo "--- $process $(cat "$thread/comm"): $(cut -d' ' -f3,14,15 "$thread/stat") $(cat "$thread/wchan" "$thread/syscall")"
+        done
+    done
+}
+
+# lab_watch: shortly before the machine is killed, says what its threads do, twice, and what state it is in.
+lab_watch() {
+    sleep $((LAB_SECONDS - 8))
+    threads_of "$LAB_PID"
+    sleep 1
+    threads_of "$LAB_PID"
+    timeout -s KILL 3 "$LAB_TREATY" ctl --socket "$API" status
+}
+
 # lab_guest SECONDS: runs the guest with beside.sh next to it.
 lab_guest() {
     BASE=
@@ -69,6 +87,8 @@ lab_guest() {
     drain=$!
     timeout -s KILL -k 3 "$LAB_SECONDS" "$LAB_TREATY" "$@" </dev/null >"$W/serial" 2>"$ERRORS" &
     LAB_PID=$!
+    lab_watch >"$T/watch.log" 2>&1 &
+    watch=$!
     (. "$T/beside.sh") >>"$T/l1.log" 2>&1 || {
         [ -e "$T/failed" ] || echo "beside.sh ended with an error" >"$T/failed"
         # `timeout` passes this on, and kills what is still there 3 s later.
@@ -76,6 +96,7 @@ lab_guest() {
     }
     wait $LAB_PID
     echo $? >"$T/code"
+    kill $watch 2>/dev/null
     wait $drain
 }
 
