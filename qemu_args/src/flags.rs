@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use treaty_plan::{DiskPlan, MachinePlan, MemorySize, NetPlan, PollChoice, from_flag};
+use treaty_plan::{DiskPlan, MachineKind, MachinePlan, MemorySize, NetPlan, PollChoice, from_flag};
 
 /// A plan that flags cannot say; a file can.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,15 @@ pub fn run_flags(plan: &MachinePlan) -> Result<Vec<String>, FlagsError> {
     let default = MachinePlan::default();
     let mut words = vec!["run".to_owned()];
     let mut add = |flag: &str, value: String| words.extend([format!("--{flag}"), value]);
+    if plan.machine == MachineKind::Pc {
+        add("machine", "pc".to_owned());
+    }
+    if let Some(firmware) = &plan.firmware {
+        add("firmware", firmware.display().to_string());
+    }
+    if let Some(order) = &plan.boot {
+        add("boot", order.to_string());
+    }
     if let Some(kernel) = &plan.kernel {
         add("kernel", kernel.display().to_string());
     }

@@ -5,7 +5,7 @@ use treaty_qemu_args::{Line, Severity, run_flags, translate};
 /// A command line, the flags of `treaty run` that it becomes, and the beginnings of what keeps it from being the same.
 struct Row(&'static str, &'static str, &'static [&'static str]);
 
-const ROWS: [Row; 22] = [
+const ROWS: [Row; 23] = [
     // The example of the issue.
     Row(
         "-enable-kvm -m 4096 -smp 4 -drive file=vm.qcow2,if=virtio,format=qcow2,cache=none -netdev tap,id=n0,script=no,downscript=no,ifname=t0 \
@@ -67,6 +67,15 @@ const ROWS: [Row; 22] = [
         "run --kernel k --cmdline  --cpus 1 --memory 128M --disk path=d,format=raw,block-size=4096,bps_rd=1048576,iops=100,queues=4,readonly,serial=S1",
         &[],
     ),
+    // Without a kernel, the disk's own boot loader.
+    Row(
+        "-enable-kvm -m 1G -hda vm.img -cdrom c.iso -boot order=dc,menu=on -nographic -drive if=pflash,format=raw,file=OVMF.fd",
+        "run --machine pc --boot cdrom,disk --cpus 1 --memory 1G --disk path=c.iso,format=raw,if=ide,media=cdrom,readonly",
+        &[
+            "-hda vm.img | format | not given",
+            "-drive if=pflash,format=raw,file=OVMF.fd |  | UEFI is not run",
+        ],
+    ),
     // libvirt's way to say a disk.
     Row(
         "-accel kvm -kernel k -blockdev {\"driver\":\"file\",\"filename\":\"/d\",\"node-name\":\"f\",\"auto-read-only\":true,\"discard\":\"unmap\"} \
@@ -124,11 +133,8 @@ const ROWS: [Row; 22] = [
     ),
     Row(
         "-accel tcg -nographic",
-        "run --cmdline  --cpus 1 --memory 128M",
-        &[
-            "-accel tcg |  | Treaty runs guests on KVM only",
-            "(no -kernel) |  | Treaty starts a kernel",
-        ],
+        "run --machine pc --cpus 1 --memory 128M",
+        &["-accel tcg |  | Treaty runs guests on KVM only"],
     ),
     Row(
         "-accel kvm -kernel k -no-reboot -m 2G,slots=4,maxmem=8G -boot c -vga none -usb -nographic",

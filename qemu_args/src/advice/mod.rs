@@ -11,8 +11,6 @@ use options::OPTIONS;
 
 use Severity::{Note, Refused};
 
-pub(crate) const NO_KERNEL: &str = "Treaty starts a kernel that it is given: add -kernel, -initrd and -append, from the image's /boot \
-                                    (`virt-copy-out -a IMAGE /boot .`, or a mount by qemu-nbd)";
 pub(crate) const NO_FORMAT: &str = "not given, and never guessed: a guest could write another format's header into a raw disk, and read \
                                     the host's files by it. Add format=raw or format=qcow2; `treaty img info FILE` says what the file looks like";
 pub(crate) const IOTHREAD: &str = "each queue has a worker thread of its own already";

@@ -1,6 +1,6 @@
 //! Machine, accelerator, processors, memory.
 
-use treaty_plan::MemorySize;
+use treaty_plan::{BootOrder, BootSource, MachineKind, MemorySize};
 
 use super::{Making, units};
 use crate::line::Opt;
@@ -140,5 +140,43 @@ impl Making {
             self.refuse(&object, None, "no memory backend");
         }
         self.left(&object, "memory-backend");
+    }
+
+    /// `-boot order=dc,menu=on`: letters of drives, first choice first.
+    pub(super) fn boot_order(&mut self, mut option: Opt) {
+        let once = option.keys.take("once");
+        if once.is_some() {
+            self.note(&option, None, "once: the order is the same after a reboot");
+        }
+        let mut sources = Vec::new();
+        for letter in once.or(option.keys.take("order")).unwrap_or_default().chars() {
+            let source = match letter {
+                'c' => BootSource::Disk,
+                'd' => BootSource::Cdrom,
+                'n' | 'o' | 'p' => BootSource::Net,
+                _ => {
+                    self.note(&option, None, "there is no floppy drive to boot from");
+                    continue;
+                }
+            };
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+        option.keys.take("order");
+        self.left(&option, "boot");
+        self.plan.boot = (!sources.is_empty()).then_some(BootOrder(sources));
+    }
+
+    /// With a kernel it is loaded; without one a firmware boots what a disk holds, on a PC's board.
+    pub(super) fn boot_chosen(&mut self) {
+        if self.plan.kernel.is_none() {
+            self.plan.machine = MachineKind::Pc;
+            self.plan.cmdline = treaty_plan::MachinePlan::default().cmdline;
+            return;
+        }
+        // QEMU's firmware would be asked for nothing but that kernel.
+        self.plan.boot = None;
+        self.plan.firmware = None;
     }
 }

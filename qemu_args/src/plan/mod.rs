@@ -141,6 +141,8 @@ impl Making {
             "append" => self.plan.cmdline = text,
             "serial" => self.serial(&option),
             "device" => self.device(option),
+            "bios" => self.plan.firmware = Some(text.into()),
+            "boot" => self.boot_order(option),
             "no-reboot" => self.plan.no_reboot = true,
             "pidfile" => self.pidfile = Some(text.into()),
             "nographic" => {}
@@ -306,9 +308,7 @@ impl Making {
             let text = "QEMU would emulate the processor; Treaty has KVM only, and uses it";
             self.note(&missing("(no -accel)"), None, text);
         }
-        if self.plan.kernel.is_none() {
-            self.refuse(&missing("(no -kernel)"), None, advice::NO_KERNEL);
-        }
+        self.boot_chosen();
         self.remarks.sort_by_key(|(at, _)| *at);
         Translation {
             plan: self.plan,
