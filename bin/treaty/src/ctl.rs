@@ -130,7 +130,7 @@ fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
 }
 
 /// One request and its answer's body; an error answer becomes an error.
-fn exchange(
+pub(crate) fn exchange(
     socket: &Path,
     method: &str,
     path: &str,

@@ -2,6 +2,8 @@
 //!
 //! Owns: the command line. Must not know: how anything works; each subcommand is a thin caller of a library crate.
 
+#[cfg(feature = "monitor")]
+mod audit;
 #[cfg(feature = "bench")]
 mod bench;
 mod completions;
@@ -44,6 +46,8 @@ enum Command {
     #[cfg(feature = "monitor")]
     Ctl(ctl::Args),
     #[cfg(feature = "monitor")]
+    Audit(audit::Args),
+    #[cfg(feature = "monitor")]
     Doctor(doctor::Args),
     #[cfg(feature = "bench")]
     Bench(bench::Args),
@@ -65,6 +69,8 @@ fn main() -> ExitCode {
         Command::Img(args) => img::main(&args),
         #[cfg(feature = "monitor")]
         Command::Ctl(args) => ctl::main(&args),
+        #[cfg(feature = "monitor")]
+        Command::Audit(args) => audit::main(&args),
         #[cfg(feature = "monitor")]
         Command::Doctor(args) => doctor::main(&args),
         #[cfg(feature = "bench")]

@@ -17,6 +17,8 @@ mod resize;
 mod size;
 mod snapshot;
 
+pub(crate) use snapshot::date;
+
 /// Make disk images, look at them, copy and change them. The options are those of qemu-img.
 ///
 /// The format is always named (-f raw, -f qcow2): a guest can write any header into a raw image, so looking at the contents

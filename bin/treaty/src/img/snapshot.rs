@@ -114,7 +114,7 @@ pub fn table(snapshots: &[Snapshot]) -> String {
 }
 
 /// A time since 1970 in the proleptic Gregorian calendar.
-fn date(seconds: u64) -> String {
+pub(crate) fn date(seconds: u64) -> String {
     let (mut days, second) = (seconds / 86400, seconds % 86400);
     let is_leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
     let mut year = 1970;
