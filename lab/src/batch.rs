@@ -138,8 +138,8 @@ pub struct Suspicion {
 }
 
 impl Verdict {
-    /// The failures that the emulated SVM is known to make: L1 ends, a guest's processor is reset out of nowhere or stands
-    /// still. Everything else is treaty's, at once.
+    /// The failures that the emulated SVM is known to make: L1 ends, a guest's processor is reset out of nowhere, stands
+    /// still, or has a root of its page tables that it never set. Everything else is treaty's, at once.
     pub fn suspicion(&self) -> Option<Suspicion> {
         let problem = self.problem.as_ref()?;
         let guest = |what| Some(Suspicion { what, of_guest: true });
@@ -158,6 +158,8 @@ impl Verdict {
             guest("the guest ended in a triple fault")
         } else if console.contains("rcu: INFO: ") {
             guest("a processor of the guest stood still")
+        } else if read("watch.log").contains("LOST: ") {
+            guest("a page table of the guest led nowhere")
         } else if self.dir.join("guest.sh").exists() && !console.contains("GUEST: up") {
             guest("the guest's first program did not start")
         } else {
@@ -194,9 +196,24 @@ mod tests {
     use super::*;
 
     fn suspicion(problem: Option<&str>, console: &str, errors: &str) -> Option<&'static str> {
+        suspicion_watched(problem, console, errors, "")
+    }
+
+    fn suspicion_watched(
+        problem: Option<&str>,
+        console: &str,
+        errors: &str,
+        watch: &str,
+    ) -> Option<&'static str> {
         let dir = std::env::temp_dir().join(format!("treaty-verdict-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        for (name, text) in [("console.log", console), ("treaty.log", errors), ("guest.sh", "")] {
+        let files = [
+            ("console.log", console),
+            ("treaty.log", errors),
+            ("watch.log", watch),
+            ("guest.sh", ""),
+        ];
+        for (name, text) in files {
             fs::write(dir.join(name), text).unwrap();
         }
         let (name, wall) = ("test".to_owned(), Duration::ZERO);
@@ -220,6 +237,12 @@ mod tests {
         assert!(suspicion(Some("ended"), up, "treaty: a triple fault in the guest").is_some());
         assert!(suspicion(Some("out of time"), &format!("{up}rcu: INFO: rcu_sched"), "").is_some());
         assert!(suspicion(Some("out of time"), "", "").is_some());
+        let lost = "950 of 950: vcpu 0 reason npf\nLOST: a page table";
+        assert!(suspicion_watched(Some("out of time"), up, "", lost).is_some());
+        assert_eq!(
+            suspicion_watched(Some("out of time"), up, "", "9 of 20: vcpu 0 reason io"),
+            None
+        );
         assert!(suspicion(Some("L1 stopped before it"), up, "").is_some());
     }
 }

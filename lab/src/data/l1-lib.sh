@@ -68,6 +68,25 @@ threads_of() {
     done
 }
 
+# exits_now: which exits a fifth of a second brings, and whether they are all the walk of a page table that leads out of
+# the guest's memory: a processor that KVM enters in vain, for ever.
+exits_now() {
+    tracing=/sys/kernel/tracing
+    [ -e $tracing/trace ] || mount -t tracefs none $tracing || return
+    echo 1 >$tracing/events/kvm/kvm_exit/enable
+    sleep 0.2
+    echo 0 >$tracing/events/kvm/kvm_exit/enable
+    awk '/ kvm_exit: / {
+            sub(/.* kvm_exit: /, ""); seen[$0]++; all++
+            if (/reason npf .* info1 0x0000000[23]/) walks++
+        }
+        END {
+            for (one in seen) if (seen[one] > 10) print seen[one] " of " all ": " one
+            if (all > 100 && walks == all) print "LOST: a page table of the guest leads nowhere"
+        }' $tracing/trace
+    echo >$tracing/trace
+}
+
 # lab_watch: shortly before the machine is killed, says what its threads do, twice, and what state it is in.
 lab_watch() {
     sleep $((LAB_SECONDS - 8))
@@ -75,6 +94,7 @@ lab_watch() {
     sleep 1
     threads_of "$LAB_PID"
     timeout -s KILL 3 "$LAB_TREATY" ctl --socket "$API" status
+    exits_now
 }
 
 # lab_guest SECONDS: runs the guest with beside.sh next to it.

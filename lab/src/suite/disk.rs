@@ -1,5 +1,7 @@
 //! Disks: a file system that survives a reboot, over each transport and ring layout; attributes; discard; 4 KiB blocks.
 
+use std::time::Duration;
+
 use super::{CORNERS, long};
 use crate::batch::Batch;
 use crate::guest::{Expect, Guest, GuestTest, Kernel};
@@ -153,7 +155,8 @@ fn ide() -> GuestTest {
             .into(),
         after: "\"$LAB_TREATY\" img check -q -f qcow2 disk || fail 'the image is damaged'".into(),
         expect: vec![Expect::Console("checked".into())],
-        ..long(GuestTest::new("disk-ide", guest))
+        timeout: Duration::from_secs(100),
+        ..GuestTest::new("disk-ide", guest)
     }
 }
 
