@@ -67,6 +67,18 @@ pub enum Action {
         /// It is to be durable before the command ends.
         durable: bool,
     },
+    /// Reads the range and sees that it can be read.
+    Verify(Range),
+    /// Reads as many bytes as are expected. If they are others, the command ends with [`Sense::MISCOMPARE`]; if not, the
+    /// new ones are written in their place. Nothing else may come between.
+    Compare {
+        /// First byte.
+        offset: u64,
+        /// A whole number of blocks, at most [`Unit::MAX_COMPARE`](crate::Unit::MAX_COMPARE) bytes.
+        expected: Vec<u8>,
+        /// As many, or none to only compare.
+        new: Vec<u8>,
+    },
     /// Makes everything durable that was written before.
     Flush,
     /// The ranges' contents do not matter any more.

@@ -10,7 +10,7 @@ const FUA: u8 = 1 << 3;
 
 impl Unit {
     /// The bytes of `count` blocks from `first` on, if the medium has them.
-    fn range(&self, first: u64, count: u64) -> Result<Range, Sense> {
+    pub(crate) fn range(&self, first: u64, count: u64) -> Result<Range, Sense> {
         let blocks = self.blocks().ok_or(Sense::NO_MEDIUM)?;
         match first.checked_add(count) {
             Some(end) if end <= blocks => Ok(Range {
@@ -40,17 +40,6 @@ impl Unit {
             Err(sense) => sense.into(),
         }
     }
-
-    fn verify(&self, first: u64, count: u64, flags: u8) -> Action {
-        // BYTCHK: comparing with the initiator's data is not offered.
-        if flags & 0b110 != 0 {
-            return Sense::INVALID_FIELD.into();
-        }
-        match self.range(first, count) {
-            Ok(_) => Answer::good().into(),
-            Err(sense) => sense.into(),
-        }
-    }
 }
 
 pub(crate) fn test_unit_ready(unit: &mut Unit, _: Nexus, _: &[u8]) -> Action {
@@ -69,19 +58,19 @@ fn six(cdb: &[u8]) -> (u64, u64) {
     (u64::from(u24_at(cdb, 1) & 0x1f_ffff), count)
 }
 
-fn ten(cdb: &[u8]) -> (u64, u64) {
+pub(crate) fn ten(cdb: &[u8]) -> (u64, u64) {
     (u64::from(u32_at(cdb, 2)), u64::from(u16_at(cdb, 7)))
 }
 
-fn twelve(cdb: &[u8]) -> (u64, u64) {
+pub(crate) fn twelve(cdb: &[u8]) -> (u64, u64) {
     (u64::from(u32_at(cdb, 2)), u64::from(u32_at(cdb, 6)))
 }
 
-fn sixteen(cdb: &[u8]) -> (u64, u64) {
+pub(crate) fn sixteen(cdb: &[u8]) -> (u64, u64) {
     (u64_at(cdb, 2), u64::from(u32_at(cdb, 10)))
 }
 
-fn thirty_two(cdb: &[u8]) -> (u64, u64) {
+pub(crate) fn thirty_two(cdb: &[u8]) -> (u64, u64) {
     (u64_at(cdb, 12), u64::from(u32_at(cdb, 28)))
 }
 
@@ -135,14 +124,13 @@ pub(crate) fn write_32(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
     unit.write(first, count, u8_at(cdb, 10))
 }
 
-pub(crate) fn verify_10(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
-    let (first, count) = ten(cdb);
-    unit.verify(first, count, u8_at(cdb, 1))
-}
-
-pub(crate) fn verify_16(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
-    let (first, count) = sixteen(cdb);
-    unit.verify(first, count, u8_at(cdb, 1))
+/// SEND DIAGNOSTIC: the test that a unit does by itself is passed, and there is no other. SPC-4 §6.42
+pub(crate) fn diagnose(_: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
+    if u16_at(cdb, 3) == 0 {
+        Answer::good().into()
+    } else {
+        Sense::INVALID_FIELD.into()
+    }
 }
 
 /// There is nowhere to move.
@@ -240,6 +228,11 @@ pub(crate) fn write_same_16(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
     write_same(unit, first, count, u8_at(cdb, 1))
 }
 
+pub(crate) fn write_same_32(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
+    let (first, count) = thirty_two(cdb);
+    write_same(unit, first, count, u8_at(cdb, 10))
+}
+
 fn write_same(unit: &mut Unit, first: u64, count: u64, flags: u8) -> Action {
     if unit.config.read_only {
         return Sense::WRITE_PROTECTED.into();
@@ -257,12 +250,12 @@ fn write_same(unit: &mut Unit, first: u64, count: u64, flags: u8) -> Action {
 }
 
 pub(crate) fn write_same_block(unit: &mut Unit, _: Nexus, cdb: &[u8], data: &[u8]) -> Action {
-    let (first, count) = if u8_at(cdb, 0) == 0x41 {
-        ten(cdb)
-    } else {
-        sixteen(cdb)
+    let ((first, count), flags) = match u8_at(cdb, 0) {
+        0x41 => (ten(cdb), u8_at(cdb, 1)),
+        0x93 => (sixteen(cdb), u8_at(cdb, 1)),
+        _ => (thirty_two(cdb), u8_at(cdb, 10)),
     };
-    let unmap = u8_at(cdb, 1) & SAME_UNMAP != 0;
+    let unmap = flags & SAME_UNMAP != 0;
     let range = match unit.range(first, count) {
         Ok(range) => range,
         Err(sense) => return sense.into(),

@@ -16,9 +16,13 @@ pub(crate) fn request_sense(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
 
 /// One unit, number 0. SPC-4 §6.33
 pub(crate) fn report_luns(_: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
+    cut(luns(), u32_at(cdb, 6) as usize)
+}
+
+pub(crate) fn luns() -> Vec<u8> {
     let mut answer = vec![0; 16];
     put(&mut answer, 0, &8u32.to_be_bytes());
-    cut(answer, u32_at(cdb, 6) as usize)
+    answer
 }
 
 pub(crate) fn inquiry(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
@@ -93,6 +97,9 @@ fn block_limits(unit: &Unit) -> Vec<u8> {
     let block = unit.config.block_size;
     let mut body = vec![0; 60];
     let blocks = |bytes: u32| bytes / block;
+    // WRITE SAME with a count of 0 is refused; blocks of COMPARE AND WRITE.
+    let compared = blocks(Unit::MAX_COMPARE / 2).min(255) as u8;
+    put(&mut body, 0, &[1, compared]);
     put(
         &mut body,
         2,

@@ -18,14 +18,19 @@ mod block;
 mod bytes;
 mod cdrom;
 mod inquiry;
+mod missing;
 mod mode;
+mod opcodes;
 mod reserve;
 mod sense;
 mod table;
 #[cfg(test)]
 mod tests;
 mod unit;
+mod verify;
 
 pub use action::{Action, Answer, Range};
+pub use missing::missing_unit;
 pub use sense::{Sense, Status};
+pub use table::command_len;
 pub use unit::{Event, Kind, Nexus, Unit, UnitConfig};

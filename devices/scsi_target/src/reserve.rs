@@ -112,6 +112,19 @@ pub(crate) fn release_old(unit: &mut Unit, nexus: Nexus, _: &[u8]) -> Action {
     Answer::good().into()
 }
 
+/// A registration as READ FULL STATUS tells it; the initiator by a parallel bus's address. SPC-4 §6.15.5, §7.6.4.3
+fn status_of(who: Nexus, key: u64, holds: Option<Held>) -> Vec<u8> {
+    const PARALLEL_BUS: u8 = 1;
+    let mut descriptor = key.to_be_bytes().to_vec();
+    let kind = holds.map_or(0, |held| held.kind.0);
+    descriptor.extend([0, 0, 0, 0, u8::from(holds.is_some()), kind, 0, 0, 0, 0, 0, 1]);
+    descriptor.extend(24u32.to_be_bytes());
+    let [.., high, low] = who.to_be_bytes();
+    descriptor.extend([PARALLEL_BUS, 0, high, low, 0, 0, 0, 1]);
+    descriptor.extend([0; 16]);
+    descriptor
+}
+
 /// SPC-4 §6.15
 pub(crate) fn persistent_in(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
     let reservations = &unit.reservations;
@@ -133,6 +146,10 @@ pub(crate) fn persistent_in(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
             let answer = vec![0, 8, 0, 0x80, 0xea, 0x01, 0, 0];
             return cut(answer, allocation(cdb, 7));
         }
+        3 => body.extend(reservations.keys.iter().flat_map(|(who, key)| {
+            let holds = reservations.held.filter(|held| reservations.holds(*who, *held));
+            status_of(*who, *key, holds)
+        })),
         _ => return Sense::INVALID_FIELD.into(),
     }
     let mut answer = reservations.generation.to_be_bytes().to_vec();
@@ -155,6 +172,10 @@ pub(crate) fn persistent_out(unit: &mut Unit, _: Nexus, cdb: &[u8]) -> Action {
 pub(crate) fn persistent_change(unit: &mut Unit, nexus: Nexus, cdb: &[u8], data: &[u8]) -> Action {
     if data.len() < PARAMETERS {
         return Sense::PARAMETER_LENGTH.into();
+    }
+    // Registering others, or what is to survive power loss.
+    if u8_at(data, 20) & 0b1001 != 0 {
+        return Sense::INVALID_PARAMETER.into();
     }
     let (key, new) = (u64_at(data, 0), u64_at(data, 8));
     let kind = Type::of(u8_at(cdb, 2));

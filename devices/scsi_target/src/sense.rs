@@ -8,6 +8,8 @@ pub enum Status {
     CheckCondition = 2,
     /// Somebody else has reserved the unit.
     ReservationConflict = 0x18,
+    /// There are too many commands.
+    TaskSetFull = 0x28,
 }
 
 /// Why a command was not done. SPC-4 §4.5
@@ -52,6 +54,10 @@ impl Sense {
     pub const MEDIUM_CHANGED: Self = Self::new(6, 0x28, 0);
     /// The unit was reset or switched on.
     pub const POWER_ON: Self = Self::new(6, 0x29, 0);
+    /// The medium has other data than the initiator.
+    pub const MISCOMPARE: Self = Self::new(14, 0x1d, 0);
+    /// A command came with a name that another one has.
+    pub const OVERLAPPED: Self = Self::new(11, 0x4e, 0);
     /// The image is read-only.
     pub const WRITE_PROTECTED: Self = Self::new(7, 0x27, 0);
 

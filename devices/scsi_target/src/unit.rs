@@ -66,6 +66,8 @@ pub struct Unit {
 impl Unit {
     /// Most bytes that WRITE SAME fills with a block that is not zero.
     pub const MAX_FILL: u32 = 1 << 20;
+    /// Most bytes that a command compares.
+    pub const MAX_COMPARE: u32 = 1 << 16;
     /// Most ranges of one UNMAP.
     pub const MAX_UNMAP_RANGES: usize = 256;
 
@@ -133,6 +135,11 @@ impl Unit {
 
     /// Begins a command. `cdb` may be longer than the command.
     pub fn command(&mut self, nexus: Nexus, cdb: &[u8]) -> Action {
+        const REQUEST_SENSE: u8 = 0x03;
+        // It is kept only for the command that comes next. SPC-4 §4.5.1
+        if cdb.first() != Some(&REQUEST_SENSE) {
+            self.last = Sense::NONE;
+        }
         let action = self.checked(nexus, cdb);
         self.note(&action);
         action
