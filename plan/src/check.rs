@@ -10,6 +10,8 @@ const MAX_CMDLINE: usize = 2047;
 const MAX_QUEUES: u16 = 32;
 /// Two on each of two channels.
 const IDE_DRIVES: usize = 4;
+/// The controller has one of the sixteen numbers.
+const SCSI_TARGETS: usize = 15;
 const MAX_DISK_SERIAL: usize = 20;
 
 /// A plan that cannot be built, whatever the host. The text names the field and what is allowed.
@@ -53,6 +55,12 @@ impl MachinePlan {
         if self.disks.iter().filter(ide).count() > IDE_DRIVES {
             return refuse(format!(
                 "disk: IDE has {IDE_DRIVES} drives at most; use virtio for the others"
+            ));
+        }
+        let scsi = |disk: &&DiskPlan| disk.interface == DiskInterface::Scsi;
+        if self.disks.iter().filter(scsi).count() > SCSI_TARGETS {
+            return refuse(format!(
+                "disk: the SCSI controller has {SCSI_TARGETS} targets at most; use virtio for the others"
             ));
         }
         for (index, net) in self.nets.iter().enumerate() {
@@ -106,18 +114,21 @@ impl DiskPlan {
     }
 
     fn check_interface(&self) -> Result<(), String> {
-        let (ide, cdrom) = (
-            self.interface == DiskInterface::Ide,
-            self.media == DiskMedia::Cdrom,
-        );
-        if cdrom && !ide {
-            return Err("media=cdrom: only with if=ide".into());
+        let name = match self.interface {
+            DiskInterface::Virtio if self.media == DiskMedia::Cdrom => {
+                return Err("media=cdrom: only with if=ide and if=scsi".into());
+            }
+            DiskInterface::Virtio => return Ok(()),
+            DiskInterface::Ide => "ide",
+            DiskInterface::Scsi => "scsi",
+        };
+        if self.on_error == OnError::Stop {
+            return Err(format!("if={name}: on-error=stop is for virtio disks"));
         }
-        if ide && self.on_error == OnError::Stop {
-            return Err("if=ide: on-error=stop is for virtio disks".into());
-        }
-        if ide && (self.queues != 1 || self.block_size.is_some() || self.transport != TransportChoice::Pci) {
-            return Err("if=ide: such a drive has one queue, blocks of 512 bytes, and is on PCI".into());
+        if self.queues != 1 || self.block_size.is_some() || self.transport != TransportChoice::Pci {
+            return Err(format!(
+                "if={name}: such a drive has one queue, its image's blocks, and is on PCI"
+            ));
         }
         Ok(())
     }

@@ -150,10 +150,11 @@ pub struct DiskPlan {
     /// The longest that an adaptive one looks on, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_us: Option<u32>,
-    /// What the disk is connected to: virtio-blk, or the IDE controller (first channel first; four drives at most).
+    /// What the disk is connected to: virtio-blk, the IDE controller (first channel first; four drives at most), or the SCSI
+    /// controller (numbers 0 to 6 and 8 to 15 in order).
     #[serde(default, rename = "if")]
     pub interface: DiskInterface,
-    /// A disk, or a CD-ROM that only IDE has.
+    /// A disk, or a CD-ROM on IDE or SCSI.
     #[serde(default)]
     pub media: DiskMedia,
     /// Register transport.
@@ -208,6 +209,8 @@ pub enum DiskInterface {
     Virtio,
     /// A drive of the PIIX3's IDE controller.
     Ide,
+    /// A target of an LSI 53C895A SCSI controller.
+    Scsi,
 }
 
 /// What a drive is.

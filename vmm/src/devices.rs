@@ -5,7 +5,7 @@ use std::sync::Arc;
 use treaty_catalog::{CharContext, DiskContext, Opened, console, disk, image, net, rng};
 use treaty_vhost_frontend::Link;
 
-use crate::emulated::{Card, Drives, Emulated};
+use crate::emulated::{Card, Drives, Emulated, Targets};
 use crate::life::{End, Life};
 use crate::machine::BuildError;
 use crate::plan::{
@@ -56,27 +56,33 @@ pub(crate) fn char_context(life: &Arc<Life>) -> CharContext {
 fn disks(plan: &MachinePlan, _: &CharContext) -> Result<Vec<Slot>, BuildError> {
     let mut context = DiskContext::default();
     let mut slots = Vec::new();
-    let mut drives = Vec::new();
+    let (mut drives, mut targets) = (Vec::new(), Vec::new());
     for (index, plan) in plan.disks.iter().enumerate() {
         let name = format!("disk{index}");
-        if plan.interface == DiskInterface::Ide {
-            let (image, live) = image(&name, plan, &mut context)?;
-            drives.push(((name, image, live), plan));
-            continue;
+        match plan.interface {
+            DiskInterface::Ide | DiskInterface::Scsi => {
+                let (image, live) = image(&name, plan, &mut context)?;
+                let list = if plan.interface == DiskInterface::Ide {
+                    &mut drives
+                } else {
+                    &mut targets
+                };
+                list.push(((name, image, live), plan));
+            }
+            DiskInterface::Virtio => slots.push(Slot {
+                source: Source::Here(disk(&name, plan, &mut context)?),
+                transport: plan.transport,
+                ring: plan.ring,
+            }),
         }
-        slots.push(Slot {
-            source: Source::Here(disk(&name, plan, &mut context)?),
-            transport: plan.transport,
-            ring: plan.ring,
-        });
     }
-    if !drives.is_empty() {
-        slots.push(Slot {
-            source: Source::Emulated(Emulated::Drives(Drives::new(drives))),
-            transport: TransportChoice::Pci,
-            ring: RingChoice::default(),
-        });
-    }
+    let drives = (!drives.is_empty()).then(|| Emulated::Drives(Drives::new(drives)));
+    let targets = (!targets.is_empty()).then(|| Emulated::Targets(Targets::new(targets)));
+    slots.extend([drives, targets].into_iter().flatten().map(|device| Slot {
+        source: Source::Emulated(device),
+        transport: TransportChoice::Pci,
+        ring: RingChoice::default(),
+    }));
     Ok(slots)
 }
 

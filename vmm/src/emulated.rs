@@ -5,6 +5,7 @@ use std::sync::Arc;
 use treaty_catalog::{CatalogError, LiveHandle, packets};
 use treaty_e1000::{Config, E1000, E1000Error, Model, Parts};
 use treaty_ide::DriveConfig;
+use treaty_lsi::{Lsi, TargetConfig};
 use treaty_net::PacketBackend;
 use treaty_storage::BlockImage;
 use treaty_worker::WorkerHandle;
@@ -17,6 +18,41 @@ pub(crate) enum Emulated {
     Card(Card),
     /// The IDE controller with its drives.
     Drives(Drives),
+    /// The SCSI controller with its targets.
+    Targets(Targets),
+}
+
+/// The targets of the SCSI controller, their images open.
+pub(crate) struct Targets(Vec<OpenDrive>);
+
+impl Targets {
+    /// In order of their numbers; at most fifteen, for the plan has been checked.
+    pub(crate) fn new(targets: Vec<(DriveImage, &DiskPlan)>) -> Self {
+        Self(open_drives(targets, "TS"))
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        "scsi0"
+    }
+
+    /// Those of which snapshots can be taken, by name.
+    pub(crate) fn disks(&self) -> Vec<(String, LiveHandle)> {
+        live_disks(&self.0)
+    }
+
+    /// For one boot.
+    pub(crate) fn build(&self) -> [Option<TargetConfig>; Lsi::PLACES] {
+        let mut places = [const { None }; Lsi::PLACES];
+        let free = (places.iter_mut().enumerate()).filter(|(number, _)| *number != Lsi::OWN);
+        for ((_, place), target) in free.zip(&self.0) {
+            *place = Some(TargetConfig {
+                image: target.image.clone(),
+                cdrom: target.cdrom,
+                serial: target.serial.clone(),
+            });
+        }
+        places
+    }
 }
 
 /// The drives of the IDE controller, their images open.
@@ -33,17 +69,30 @@ struct OpenDrive {
     serial: String,
 }
 
+/// Serial numbers that nobody has chosen begin with `prefix`.
+fn open_drives(drives: Vec<(DriveImage, &DiskPlan)>, prefix: &str) -> Vec<OpenDrive> {
+    let drive = |(index, ((name, image, live), plan)): (usize, (DriveImage, &DiskPlan))| OpenDrive {
+        name,
+        image,
+        live,
+        cdrom: plan.media == DiskMedia::Cdrom,
+        serial: plan
+            .serial
+            .clone()
+            .unwrap_or_else(|| format!("{prefix}{index:05}")),
+    };
+    drives.into_iter().enumerate().map(drive).collect()
+}
+
+fn live_disks(drives: &[OpenDrive]) -> Vec<(String, LiveHandle)> {
+    let named = |drive: &OpenDrive| Some((drive.name.clone(), drive.live.clone()?));
+    drives.iter().filter_map(named).collect()
+}
+
 impl Drives {
     /// In order: first channel, first drive first. At most four; the plan has been checked.
     pub(crate) fn new(drives: Vec<(DriveImage, &DiskPlan)>) -> Self {
-        let drive = |(index, ((name, image, live), plan)): (usize, (DriveImage, &DiskPlan))| OpenDrive {
-            name,
-            image,
-            live,
-            cdrom: plan.media == DiskMedia::Cdrom,
-            serial: plan.serial.clone().unwrap_or_else(|| format!("TR{index:05}")),
-        };
-        Self(drives.into_iter().enumerate().map(drive).collect())
+        Self(open_drives(drives, "TR"))
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -52,8 +101,7 @@ impl Drives {
 
     /// Those of which snapshots can be taken, by name.
     pub(crate) fn disks(&self) -> Vec<(String, LiveHandle)> {
-        let named = |drive: &OpenDrive| Some((drive.name.clone(), drive.live.clone()?));
-        self.0.iter().filter_map(named).collect()
+        live_disks(&self.0)
     }
 
     /// What each drive is, in order.

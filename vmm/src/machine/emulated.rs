@@ -12,9 +12,9 @@ use treaty_virtio_device::{DeviceCounters, Features};
 
 use treaty_virtio_transport::TransportView;
 
-use super::BuildError;
 use super::build::Build;
 use super::virtio::{Attached, Places, Registers};
+use super::{BuildError, scsi};
 use crate::emulated::{Card, Drives, Emulated};
 use crate::guard::Guarded;
 use crate::interrupts::KvmLine;
@@ -32,10 +32,11 @@ pub(super) fn attach(
     match device {
         Emulated::Card(card) => attach_card(build, places, card, workers),
         Emulated::Drives(drives) => attach_drives(build, places, drives, workers),
+        Emulated::Targets(targets) => scsi::attach(build, places, targets, workers),
     }
 }
 
-fn full(name: &str) -> BuildError {
+pub(super) fn full(name: &str) -> BuildError {
     BuildError::NoPlace {
         name: name.to_owned(),
         limit: SLOT_COUNT - 1,
@@ -114,7 +115,7 @@ fn attach_drives(
     Ok(Attached { disks, ..attached })
 }
 
-fn plug<T: PciDevice + 'static>(
+pub(super) fn plug<T: PciDevice + 'static>(
     build: &Build<'_>,
     places: &mut Places,
     name: &str,
@@ -158,7 +159,7 @@ where
 }
 
 /// No virtqueues, no features.
-fn plain_view(kind: &'static str) -> (&'static str, TransportView) {
+pub(super) fn plain_view(kind: &'static str) -> (&'static str, TransportView) {
     let view = TransportView {
         status: 0,
         offered: Features::NONE,
@@ -246,6 +247,8 @@ macro_rules! is_its_device {
         }
     };
 }
+
+pub(super) use is_its_device;
 
 is_its_device!(Card1000);
 is_its_device!(Controller);

@@ -7,6 +7,7 @@ mod emulated;
 mod error;
 mod firmware;
 mod pc;
+mod scsi;
 mod serial;
 mod virtio;
 
