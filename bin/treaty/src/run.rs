@@ -57,8 +57,8 @@ pub struct Args {
     /// Where COM1 goes: stdio, file=PATH, pty, socket=PATH or none [default: stdio].
     #[arg(long, value_name = "TARGET")]
     serial: Option<String>,
-    /// A virtio disk (repeatable): path=FILE|URI,format=raw[,readonly][,cache=MODE][,on-error=report|stop][,iops=N]
-    /// [,bps=N][,serial=TEXT][,block-size=512|4096]
+    /// A disk (repeatable): path=FILE|URI,format=raw[,if=virtio|ide|scsi][,media=disk|cdrom][,readonly][,cache=MODE]
+    /// [,on-error=report|stop][,iops=N][,bps=N][,serial=TEXT][,block-size=512|4096]
     /// [,queues=N][,transport=pci|mmio][,ring=split|packed][,workers=N][,cpus=C:..][,worker-map=W:..][,poll=off|adaptive|always]
     /// [,poll-us=N]; or vhost-user=SOCKET[,queues=N] for one that another process runs (see --vhost-user)
     #[arg(long = "disk", value_name = "KEY=VALUE,...")]

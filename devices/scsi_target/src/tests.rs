@@ -1,4 +1,4 @@
-use crate::{Action, Answer, Event, Kind, Range, Sense, Status, Unit, UnitConfig};
+use crate::{Action, Answer, Event, Kind, Range, Sense, Status, Unit, UnitConfig, missing_unit};
 
 fn config(kind: Kind) -> UnitConfig {
     UnitConfig {
@@ -231,4 +231,118 @@ fn reservations_keep_others_out() {
     assert_eq!(keys[8..], 22u64.to_be_bytes());
     assert_eq!(out(&mut unit, 2, 2, 3, 22, 0), Status::Good);
     assert!(matches!(unit.command(1, &write), Action::Write { .. }));
+}
+
+#[test]
+fn verify_reads_or_compares() {
+    let mut unit = unit(Kind::Disk);
+    let range = Range {
+        offset: 1024,
+        len: 512,
+    };
+    let mut long = [0; 32];
+    (long[0], long[7], long[9], long[19], long[31]) = (0x7f, 0x18, 0x0a, 2, 1);
+    let verify: [&mut [u8]; 4] = [
+        &mut [0x2f, 0, 0, 0, 0, 2, 0, 0, 1, 0],
+        &mut [0xaf, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0],
+        &mut [0x8f, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0],
+        &mut long,
+    ];
+    for cdb in verify {
+        assert_eq!(unit.command(1, cdb), Action::Verify(range), "{cdb:x?}");
+        let flags = if cdb[0] == 0x7f { 10 } else { 1 };
+        cdb[flags] = 0b010;
+        assert_eq!(unit.command(1, cdb), Action::Parameters(512), "{cdb:x?}");
+        let compare = Action::Compare {
+            offset: 1024,
+            expected: vec![7; 512],
+            new: vec![],
+        };
+        assert_eq!(unit.parameters(1, cdb, &[7; 512]), compare, "{cdb:x?}");
+        cdb[flags] = 0b110;
+        assert_eq!(sense(unit.command(1, cdb)), Some(Sense::INVALID_FIELD));
+    }
+    let mut swap = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0];
+    assert_eq!(unit.command(1, &swap), Action::Parameters(1024));
+    let data = [[1; 512], [2; 512]].concat();
+    let compare = Action::Compare {
+        offset: 1024,
+        expected: vec![1; 512],
+        new: vec![2; 512],
+    };
+    assert_eq!(unit.parameters(1, &swap, &data), compare);
+    assert_eq!(
+        sense(unit.parameters(1, &swap, &data[1..])),
+        Some(Sense::PARAMETER_LENGTH)
+    );
+    // More than the block limits page allows.
+    let limits = self::data(unit.command(1, &[0x12, 1, 0xb0, 0, 255, 0]));
+    swap[13] = limits[5];
+    assert!(matches!(unit.command(1, &swap), Action::Parameters(_)));
+    swap[13] += 1;
+    assert_eq!(sense(unit.command(1, &swap)), Some(Sense::INVALID_FIELD));
+}
+
+#[test]
+fn the_commands_that_there_are() {
+    let mut unit = unit(Kind::Disk);
+    let mut ask = |options: u8, opcode: u8, service: u8| {
+        let cdb = [0xa3, 0x0c, options, opcode, 0, service, 0, 0, 16, 0, 0, 0];
+        match unit.command(1, &cdb) {
+            Action::Answer(answer) => (answer.sense, answer.data),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (_, all) = ask(0, 0, 0);
+    let len = u32::from_be_bytes([all[0], all[1], all[2], all[3]]) as usize;
+    assert_eq!((len, len % 8), (all.len() - 4, 0));
+    for row in all[4..].chunks(8) {
+        let (opcode, service, has_service) = (row[0], row[3], row[5] & 1 != 0);
+        let (_, one) = ask(if has_service { 2 } else { 1 }, opcode, service);
+        assert_eq!(
+            (one[1], &one[2..4], one[4]),
+            (3, &row[6..8], opcode),
+            "{opcode:#x}"
+        );
+    }
+    assert_eq!(ask(1, 0xc1, 0).1[1], 1, "not there");
+    assert_eq!(ask(1, 0x9e, 0).0, Some(Sense::INVALID_FIELD), "has services");
+    assert_eq!(ask(3, 0x9e, 0x10).1[1], 3);
+}
+
+#[test]
+fn units_that_are_not_there() {
+    let inquiry = missing_unit(&[0x12, 0, 0, 0, 36, 0]);
+    assert_eq!((inquiry.data.len(), inquiry.data[0]), (36, 0x7f));
+    assert_eq!(missing_unit(&[0x03, 0, 0, 0, 8, 0]).data.len(), 8);
+    assert_eq!(missing_unit(&[0x28; 10]).sense, Some(Sense::NO_UNIT));
+    assert_eq!(
+        missing_unit(&[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0]).data.len(),
+        16
+    );
+}
+
+#[test]
+fn a_full_status_names_who_holds_it() {
+    let mut unit = unit(Kind::Disk);
+    for (nexus, service, key, new) in [(1, 0, 0, 11u64), (2, 0, 0, 22), (1, 1, 11u64, 0)] {
+        let cdb = [0x5f, service, 3, 0, 0, 0, 0, 0, 24, 0];
+        assert_eq!(unit.command(nexus, &cdb), Action::Parameters(24));
+        let list = [key.to_be_bytes(), new.to_be_bytes(), [0; 8]].concat();
+        assert_eq!(unit.parameters(nexus, &cdb, &list), Answer::good().into());
+    }
+    let status = data(unit.command(1, &[0x5e, 3, 0, 0, 0, 0, 0, 1, 0, 0]));
+    let rows: Vec<_> = status[8..]
+        .chunks(48)
+        .map(|row| (row[7], row[12], row[13], row[27]))
+        .collect();
+    assert_eq!(rows, [(11, 1, 3, 1), (22, 0, 0, 2)]);
+    // What is to survive power loss cannot be had.
+    let cdb = [0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    let mut list = [0; 24];
+    list[20] = 1;
+    assert_eq!(
+        sense(unit.parameters(1, &cdb, &list)),
+        Some(Sense::INVALID_PARAMETER)
+    );
 }
