@@ -181,7 +181,7 @@ impl ConfigSpace {
         Ok(u16::from(offset))
     }
 
-    /// Sets a register that no capability describes, from 0x40 on, before any capability is added; `writable` says which of
+    /// Sets a register that no capability describes, before any capability is added; `writable` says which of
     /// its bits the guest can write.
     pub fn add_register(&mut self, offset: u16, value: &[u8], writable: &[u8]) {
         let at = usize::from(offset);

@@ -65,6 +65,8 @@ pub struct Lsi {
     task: TaskId,
 }
 
+/// Cache Line Size. PCI Local Bus 3.0 §6.2.4
+const CACHE_LINE: u16 = 0x0c;
 const IO_BAR: u8 = 0;
 const REGISTER_BAR: u8 = 1;
 const RAM_BAR: u8 = 2;
@@ -214,6 +216,8 @@ fn config_space(parts: &Parts) -> Result<ConfigSpace, LayoutError> {
     space.add_io_bar(IO_BAR, Lsi::PORTS, parts.io_address)?;
     space.add_bar_32(REGISTER_BAR, Lsi::REGISTER_BYTES, parts.register_address)?;
     space.add_bar_32(RAM_BAR, Lsi::RAM_BYTES, parts.ram_address)?;
+    // Kept, and without a meaning here; Linux's driver gives up if it cannot be set.
+    space.add_register(CACHE_LINE, &[0], &[0xff]);
     space.set_interrupt_pin(parts.gsi);
     Ok(space)
 }
