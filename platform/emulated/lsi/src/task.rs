@@ -90,10 +90,13 @@ impl ScsiTask {
         let any = !self.done.is_empty();
         for finished in self.done.drain(..) {
             let slot = finished.tag as usize;
-            let result = finished.result.as_ref().map(|()| ()).map_err(|error| {
-                tracing::warn!(%error, "an emulated SCSI target's request failed");
-                error.as_ref()
-            });
+            let result = match &finished.result {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    tracing::warn!(%error, "an emulated SCSI target's request failed");
+                    Err(error.as_ref())
+                }
+            };
             self.shared.chip().bus.tasks.job_done(slot, result);
         }
         any

@@ -55,24 +55,8 @@ const DISPATCH: u32 = SCRIPT + 0x40;
 const MISMATCH: u32 = SCRIPT + 0x200;
 const SAVED: u32 = TABLE + 0x20;
 
-/// One command by a script with a dispatcher: its status, and how often the target left in the middle of the data.
-fn tagged(rig: &mut Rig, cdb: &[u8], phase: u32, len: usize) -> (u8, u8) {
-    rig.put(SMALL, &[0xc0, 0x20, 0x42]);
-    rig.put(SMALL + 0x10, cdb);
-    rig.words(
-        TABLE,
-        &[3, SMALL, cdb.len() as u32, SMALL + 0x10, len as u32, DATA],
-    );
-    rig.words(TABLE + 0x18, &[0x0000_0000]);
-    rig.write_u32(DSA, TABLE);
-    rig.write_u32(PMJAD1, MISMATCH);
-    rig.write(CCNTL0, ENPMJ);
-    rig.write(SCRATCHB, 0);
-    let data_move = if phase == DATA_IN {
-        SCRIPT + 0x168
-    } else {
-        SCRIPT + 0x178
-    };
+/// A script that selects by table, follows the target's phases, and goes on where a move was broken off.
+fn dispatcher(rig: &Rig, data_move: u32) {
     let when = |phase: u32, to: u32| [0x800b_0000 | phase, to];
     let begin = [
         // By table: identity 0.
@@ -128,6 +112,27 @@ fn tagged(rig: &mut Rig, cdb: &[u8], phase: u32, len: usize) -> (u8, u8) {
         [JUMP, DISPATCH],
     ];
     rig.words(MISMATCH, mismatch.as_flattened());
+}
+
+/// One command by a script with a dispatcher: its status, and how often the target left in the middle of the data.
+fn tagged(rig: &mut Rig, cdb: &[u8], phase: u32, len: usize) -> (u8, u8) {
+    rig.put(SMALL, &[0xc0, 0x20, 0x42]);
+    rig.put(SMALL + 0x10, cdb);
+    rig.words(
+        TABLE,
+        &[3, SMALL, cdb.len() as u32, SMALL + 0x10, len as u32, DATA],
+    );
+    rig.words(TABLE + 0x18, &[0x0000_0000]);
+    rig.write_u32(DSA, TABLE);
+    rig.write_u32(PMJAD1, MISMATCH);
+    rig.write(CCNTL0, ENPMJ);
+    rig.write(SCRATCHB, 0);
+    let data_move = if phase == DATA_IN {
+        SCRIPT + 0x168
+    } else {
+        SCRIPT + 0x178
+    };
+    dispatcher(rig, data_move);
     rig.write_u32(DSP, SCRIPT);
     let stop = rig.stopped();
     assert_eq!((stop.dstat, stop.sist, stop.dsps), (dstat::SIR, 0, 99));
