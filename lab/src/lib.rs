@@ -18,6 +18,7 @@ mod apt;
 mod batch;
 mod boot_disk;
 mod cache;
+mod clone;
 mod cpio;
 mod exec;
 mod fio;

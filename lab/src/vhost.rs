@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::batch::Verdict;
 use crate::cache::Cache;
+use crate::clone::Clone;
 use crate::guest::{Guest, Kernel};
 use crate::qmp::Qmp;
 use crate::{fio, initramfs, peers, qemu, web};
@@ -37,6 +38,8 @@ pub struct VhostTest {
     /// Commands for QEMU's monitor: each list after further lines `GUEST: round`. A command's arguments follow it as JSON.
     /// The guest may reset itself.
     pub commands: &'static [&'static [&'static str]],
+    /// `disk0` is a qcow2 linked clone of an image with a root file system, which is looked at afterwards.
+    pub clone: bool,
     /// The guest finds fio on a disk with this serial number.
     pub fio: bool,
 }
@@ -120,6 +123,7 @@ impl VhostTest {
         for disk in ["disk0", "disk1"] {
             File::create(dir.join(disk))?.set_len(DISK)?;
         }
+        let clone = self.clone.then(|| Clone::make(cache, treaty, dir)).transpose()?;
         let mut machine = self.machine(cache, treaty, dir, 0)?;
         for commands in self.commands {
             machine.wait_for_rounds()?;
@@ -156,7 +160,8 @@ impl VhostTest {
             "only {restarts} restarts while the guest was at work"
         );
         machine.qemu.0.wait()?;
-        machine.daemons.into_iter().try_for_each(Daemon::stop)
+        machine.daemons.into_iter().try_for_each(Daemon::stop)?;
+        clone.map_or(Ok(()), |clone| clone.judge(cache))
     }
 
     /// A QEMU with its daemons. All but the first one wait for a migration.

@@ -19,6 +19,7 @@ pub fn tests() -> Vec<VhostTest> {
         restarts: Restarts::Never,
         hosts: vec![Qemu::V10],
         commands: &[],
+        clone: false,
         fio: false,
     };
     vec![
@@ -71,6 +72,17 @@ pub fn tests() -> Vec<VhostTest> {
                 include_str!("scripts/vhost-resets.sh"),
             )
         },
+        VhostTest {
+            clone: true,
+            ..test(
+                "vhost-blk-clone",
+                vec![Served {
+                    serve: "blk --disk path=$W/disk0,format=qcow2,backing=on,queues=2".into(),
+                    ..disk("disk0", 2, "", "")
+                }],
+                include_str!("scripts/vhost-clone.sh"),
+            )
+        },
         migration(),
     ]
 }
@@ -100,6 +112,7 @@ fn migration() -> VhostTest {
         restarts: Restarts::Never,
         hosts: vec![Qemu::V7_2, Qemu::V10, Qemu::V10],
         commands: &[],
+        clone: false,
         fio: false,
     }
 }
