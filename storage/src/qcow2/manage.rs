@@ -101,7 +101,17 @@ impl Qcow2Image {
         options: &Qcow2Options,
         read_only: bool,
     ) -> Result<Self, StorageError> {
-        super::open::open_over(store, options, read_only)
+        super::open::open_over(store, options, read_only, None)
+    }
+
+    /// As [`over`](Self::over), with a backing file that is open already, whatever the image says about one.
+    pub fn over_backing(
+        store: Arc<dyn BlockImage>,
+        options: &Qcow2Options,
+        backing: Arc<dyn BlockImage>,
+        read_only: bool,
+    ) -> Result<Self, StorageError> {
+        super::open::open_over(store, options, read_only, Some(backing))
     }
 }
 

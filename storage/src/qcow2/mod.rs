@@ -27,6 +27,7 @@ mod preallocate;
 mod prepare;
 mod queue;
 mod read;
+mod rename;
 mod resize;
 mod run;
 mod snapshot;

@@ -102,11 +102,7 @@ pub(crate) fn open_on(
         path: options.path.clone(),
         format: Format::Qcow2,
     })?;
-    chain.leaf = Some(Leaf {
-        store: chain.stores.len() as u16,
-        len: backing.capabilities().len,
-    });
-    chain.stores.push(backing);
+    chain.end_with(Some(backing));
     opened(chain)
 }
 
@@ -129,17 +125,19 @@ fn opened(chain: Chain<'_>) -> Result<Qcow2Image, StorageError> {
     Ok(image)
 }
 
-/// Opens an image that a store holds.
+/// Opens an image that a store holds, perhaps with a backing file that is open already.
 pub(crate) fn open_over(
     store: Arc<dyn BlockImage>,
     options: &Qcow2Options,
     read_only: bool,
+    backing: Option<Arc<dyn BlockImage>>,
 ) -> Result<Qcow2Image, StorageError> {
     let options = OpenOptions {
         read_only,
         qcow2: Qcow2Options {
             // There is no folder in which other files could be.
             backing: Backing::Refused,
+            alone: options.alone || backing.is_some(),
             ..options.clone()
         },
         ..OpenOptions::qcow2("the store")
@@ -153,6 +151,7 @@ pub(crate) fn open_over(
         stores: vec![store],
     };
     chain.layer(&options.path, 0, read_only)?;
+    chain.end_with(backing);
     opened(chain)
 }
 
@@ -193,6 +192,16 @@ impl<'a> Chain<'a> {
             read_only: self.options.read_only,
             unpacked: Mutex::new(Unpacked::default()),
         }
+    }
+
+    /// Whatever the last file says, this is below it.
+    fn end_with(&mut self, backing: Option<Arc<dyn BlockImage>>) {
+        let Some(backing) = backing else { return };
+        self.leaf = Some(Leaf {
+            store: self.stores.len() as u16,
+            len: backing.capabilities().len,
+        });
+        self.stores.push(backing);
     }
 
     /// Opens one file of the chain as it is.

@@ -1,7 +1,6 @@
 use super::cx::{Cx, Done};
 use super::entry::{Entry, Place};
 use super::guards::Freed;
-use super::header::extension;
 use super::tree::{Root, held};
 use crate::StorageError;
 
@@ -123,27 +122,5 @@ impl Cx {
 
     async fn put_l1(&self, root: Root, words: &[u64]) -> Done<()> {
         self.put_words(root.offset, words).await
-    }
-
-    /// Names another backing file in the header, or none. What the clusters hold does not change.
-    pub(crate) async fn set_backing(self, backing: Option<(String, &'static str)>) -> Done<()> {
-        self.prepare().await?;
-        self.settle().await?;
-        let mut header = self.image.top().meta().header.clone();
-        header.backing = backing.as_ref().map(|(name, _)| name.clone());
-        let format = backing.map(|(_, format)| format.as_bytes().to_vec());
-        header.set_extension(extension::BACKING_FORMAT, format);
-        let mut bytes = header.encode().map_err(|reason| {
-            Box::new(StorageError::Refused {
-                path: self.image.top().path.clone(),
-                reason,
-            })
-        })?;
-        let cluster = self.geometry().cluster() as usize;
-        bytes.resize(bytes.len().max(4096).min(cluster).max(bytes.len()), 0);
-        self.put_bytes(0, &bytes).await?;
-        self.flush_stores().await?;
-        self.image.top().meta().header = header;
-        Ok(())
     }
 }
