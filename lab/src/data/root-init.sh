@@ -21,10 +21,12 @@ md5sum -c data.sum >/dev/null || fail 'the data is not what it was'
 # Over what the base has, and beside it.
 dd if=/dev/urandom of=/data bs=64k seek=16 count=32 conv=notrunc 2>/dev/null || fail 'write over the data'
 dd if=/dev/urandom of=/more bs=64k count=64 2>/dev/null || fail 'write'
-md5sum data more >new.sum
 sync
-echo 3 >/proc/sys/vm/drop_caches
-md5sum -c new.sum >/dev/null || fail 'what was written is not there'
+# From the disk, and with no page of a program given up: see vhost-clone.sh.
+for file in data more; do
+    [ "$(dd if=$file bs=64k iflag=direct 2>/dev/null | md5sum)" = "$(cat $file | md5sum)" ] ||
+        fail "what was written to $file is not there"
+done
 rm more
 mount -o remount,ro / || fail 'remount'
 echo 'GUEST: the root is sound'
