@@ -5,7 +5,9 @@
 //! keeps to itself.
 
 mod crash;
+pub mod platter;
 pub mod qemu_img;
 pub mod recorder;
+pub mod script;
 
 pub use crash::{CrashStep, die_with_parent, kill_self, signal};

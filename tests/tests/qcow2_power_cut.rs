@@ -6,15 +6,18 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use treaty_buffers::AlignedBlock;
-use treaty_storage::qcow2::{CreateOptions, Qcow2Image, Qcow2Options};
+use treaty_storage::qcow2::{CreateOptions, Preallocation, Qcow2Image, Qcow2Options};
 use treaty_storage::{Blocking, RequestKind};
 use treaty_testkit::scale;
+use treaty_tests::platter::Platter;
 use treaty_tests::qemu_img::QemuImg;
-use treaty_tests::recorder::{Event, Recorder, SECTOR, Written, put};
+use treaty_tests::recorder::{Event, Recorder, SECTOR};
+use treaty_tests::script::{Ask, Step, run_shrinking, script};
 use treaty_worker::sim::{Random, run_seeds};
 
-/// Sectors of the guest's disk.
+/// Sectors of the guest's disk at first, and at most.
 const SECTORS: u64 = 1500;
+const MAX_SECTORS: u64 = 2000;
 
 /// What happened to the guest's disk, by the mark that stands on the tape.
 #[derive(Default)]
@@ -22,6 +25,7 @@ struct Story {
     acts: Vec<Act>,
 }
 
+#[derive(Clone)]
 enum Act {
     /// Sectors are about to get this stamp (0 is zeroes), perhaps not all of them (a discard).
     Fill {
@@ -34,29 +38,102 @@ enum Act {
     Ended,
     /// All requests before that end have ended, and a flush that began afterwards has.
     Flushed,
+    /// The disk is about to have so many sectors.
+    Length(u64),
+    /// The disk is about to be what it may have been at another time.
+    Back(Allowed),
+    /// It is that now, durably.
+    IsBack(Allowed),
 }
 
-/// What each sector may hold.
-#[derive(Clone, Default)]
-struct Allowed(HashMap<u64, Vec<u32>>);
+/// What each sector may hold, and how many there may be. Of the last length is what a flush has made certain.
+#[derive(Clone)]
+struct Allowed {
+    stamps: HashMap<u64, Vec<u32>>,
+    lengths: Vec<u64>,
+    /// Sectors of which nothing is certain.
+    partly: HashSet<u64>,
+}
 
 impl Allowed {
-    fn fill(&mut self, act: &Act) {
-        if let Act::Fill {
-            first, count, stamp, ..
-        } = act
-        {
-            for sector in *first..first + count {
-                self.0.entry(sector).or_insert_with(|| vec![0]).push(*stamp);
-            }
+    fn new(sectors: u64) -> Self {
+        Self {
+            stamps: HashMap::new(),
+            lengths: vec![sectors],
+            partly: HashSet::new(),
         }
     }
 
-    fn flushed(&mut self, partly: &HashSet<u64>) {
-        for (sector, stamps) in &mut self.0 {
-            if !partly.contains(sector) {
+    fn add(&mut self, act: &Act) {
+        match act {
+            Act::Fill {
+                first,
+                count,
+                stamp,
+                partly,
+            } => {
+                for sector in *first..first + count {
+                    self.stamps.entry(sector).or_insert_with(|| vec![0]).push(*stamp);
+                    if *partly {
+                        self.partly.insert(sector);
+                    } else {
+                        self.partly.remove(&sector);
+                    }
+                }
+            }
+            Act::Length(sectors) => self.lengths.push(*sectors),
+            Act::Back(then) => {
+                self.lengths.extend(&then.lengths);
+                for sector in 0..MAX_SECTORS {
+                    let others = then.stamps.get(&sector).map_or(&[0][..], |stamps| stamps);
+                    self.stamps
+                        .entry(sector)
+                        .or_insert_with(|| vec![0])
+                        .extend(others);
+                }
+            }
+            Act::IsBack(then) => *self = then.clone(),
+            Act::Ended | Act::Flushed => {}
+        }
+    }
+
+    fn flushed(&mut self) {
+        for (sector, stamps) in &mut self.stamps {
+            if !self.partly.contains(sector) {
                 stamps.drain(..stamps.len() - 1);
             }
+        }
+        self.lengths.drain(..self.lengths.len() - 1);
+    }
+}
+
+/// What is certain, and what else may be, while the acts come in.
+#[derive(Clone)]
+struct Known {
+    allowed: Allowed,
+    settled: Allowed,
+}
+
+impl Known {
+    fn new(sectors: u64) -> Self {
+        Self {
+            allowed: Allowed::new(sectors),
+            settled: Allowed::new(sectors),
+        }
+    }
+
+    fn hear(&mut self, act: &Act) {
+        match act {
+            Act::Ended => self.settled = self.allowed.clone(),
+            Act::Flushed => {
+                self.allowed = self.settled.clone();
+                self.allowed.flushed();
+            }
+            Act::IsBack(_) => {
+                self.allowed.add(act);
+                self.settled = self.allowed.clone();
+            }
+            _ => self.allowed.add(act),
         }
     }
 }
@@ -66,24 +143,27 @@ fn stamped(stamp: u32, count: u64) -> Vec<u8> {
 }
 
 struct Guest<'a> {
-    random: Random,
     store: &'a Recorder,
+    options: &'a Qcow2Options,
     story: Story,
+    known: Known,
     stamp: u32,
+    snapshots: Vec<(String, Allowed)>,
+    version: u32,
+    sectors: u64,
 }
 
 impl Guest<'_> {
     fn note(&mut self, act: Act) {
         self.store.mark(self.story.acts.len() as u64);
+        self.known.hear(&act);
         self.story.acts.push(act);
     }
 
-    fn batch(&mut self, image: &mut Blocking) -> Result<()> {
+    fn batch(&mut self, image: &mut Blocking, asks: &[Ask]) -> Result<()> {
         let mut taken: Vec<(u64, u64)> = Vec::new();
-        for tag in 0..1 + self.random.below(6) {
-            let first = self.random.below(SECTORS);
-            let longest = [1, 8, 100][self.random.below(3) as usize];
-            let count = 1 + self.random.below(longest.min(SECTORS - first));
+        for (tag, ask) in (0..).zip(asks) {
+            let (first, count) = ask.range(self.sectors, [1, 8, 100]);
             if taken
                 .iter()
                 .any(|(at, len)| *at < first + count && first < at + len)
@@ -92,8 +172,8 @@ impl Guest<'_> {
             }
             taken.push((first, count));
             let (offset, len) = (first * SECTOR as u64, count * SECTOR as u64);
-            let unmap = self.random.chance(500);
-            let (kind, stamp, partly) = match self.random.below(8) {
+            let unmap = ask.unmap;
+            let (kind, stamp, partly) = match ask.what % 8 {
                 0 => (RequestKind::WriteZeroes { offset, len, unmap }, 0, false),
                 1 => (RequestKind::Discard { offset, len }, 0, true),
                 _ => {
@@ -114,7 +194,7 @@ impl Guest<'_> {
                 stamp,
                 partly,
             });
-            image.start(tag as u32, kind, buffers);
+            image.start(tag, kind, buffers);
         }
         for _ in 0..taken.len() {
             image.next_end()?.result.map_err(|error| *error)?;
@@ -122,106 +202,89 @@ impl Guest<'_> {
         self.note(Act::Ended);
         Ok(())
     }
+
+    /// What is done to a whole image; durable when it has ended.
+    fn manage(&mut self, image: &Qcow2Image, step: &Step) -> Result<()> {
+        let count = self.snapshots.len();
+        match step {
+            Step::Create if count < 3 => {
+                let name = format!("s{}", self.story.acts.len());
+                image.snapshot_create(&name)?;
+                self.note(Act::Flushed);
+                self.snapshots.push((name, self.known.allowed.clone()));
+            }
+            Step::Apply(number) if count > 0 => {
+                let (name, then) = self.snapshots[*number as usize % count].clone();
+                self.note(Act::Back(then.clone()));
+                image.snapshot_apply(&name)?;
+                self.sectors = then.lengths[0];
+                self.note(Act::IsBack(then));
+            }
+            Step::Delete(number) if count > 0 => {
+                let (name, _) = self.snapshots.remove(*number as usize % count);
+                image.snapshot_delete(&name)?;
+                self.note(Act::Flushed);
+            }
+            Step::Resize(number) => {
+                let sectors = 1 + number % MAX_SECTORS;
+                let allowed = count == 0 || self.version == 3 && sectors >= self.sectors;
+                if !allowed {
+                    return Ok(());
+                }
+                self.note(Act::Length(sectors));
+                if sectors < self.sectors {
+                    self.note(Act::Fill {
+                        first: sectors,
+                        count: self.sectors - sectors,
+                        stamp: 0,
+                        partly: false,
+                    });
+                }
+                image.resize(sectors * SECTOR as u64, Preallocation::Off)?;
+                self.sectors = sectors;
+                self.note(Act::Ended);
+                self.note(Act::Flushed);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Arc<Qcow2Image>> {
+        let store = Arc::new(self.store.clone());
+        Ok(Arc::new(Qcow2Image::over(store, self.options, false)?))
+    }
 }
 
 /// A guest's work on an image, recorded.
-fn record(seed: u64, store: &Recorder, options: &Qcow2Options) -> Result<Story> {
+fn record(create: &CreateOptions, store: &Recorder, options: &Qcow2Options, steps: &[Step]) -> Result<Story> {
+    let sectors = create.size.unwrap_or(0) / SECTOR as u64;
     let mut guest = Guest {
-        random: Random::new(seed),
         store,
+        options,
         story: Story::default(),
+        known: Known::new(sectors),
         stamp: 0,
+        snapshots: Vec::new(),
+        version: create.version,
+        sectors,
     };
-    for _ in 0..3 {
-        let image = Arc::new(Qcow2Image::over(Arc::new(store.clone()), options, false)?);
-        if guest.random.chance(300) {
-            let count = image.snapshots()?.len() as u64;
-            match guest.random.below(2) {
-                0 if count > 0 => image.snapshot_delete(&image.snapshots()?[0].id)?,
-                _ => image.snapshot_create("kept")?,
-            }
-        }
-        let mut blocking = Blocking::new(image)?;
-        for _ in 0..12 {
-            guest.batch(&mut blocking)?;
-            if guest.random.chance(300) {
+    let mut blocking = Blocking::new(guest.open()?)?;
+    for step in steps {
+        match step {
+            Step::Batch(asks) => guest.batch(&mut blocking, asks)?,
+            Step::Flush => {
                 blocking.flush()?;
                 guest.note(Act::Flushed);
+            }
+            _ => {
+                drop(blocking);
+                guest.manage(&*guest.open()?, step)?;
+                blocking = Blocking::new(guest.open()?)?;
             }
         }
     }
     Ok(guest.story)
-}
-
-/// The state of the disk while the tape plays.
-#[derive(Default)]
-struct Platter {
-    durable: Vec<u8>,
-    /// Handed over and not certainly on the disk, oldest first, and whether it was said to be done.
-    volatile: Vec<(usize, u64, Vec<u8>, bool)>,
-    /// What a flush under way will make durable.
-    flushes: HashMap<usize, Vec<usize>>,
-}
-
-impl Platter {
-    fn play(&mut self, event: &Event) {
-        match event {
-            Event::Write(id, Written { offset, bytes }) => {
-                self.volatile.push((*id, *offset, bytes.clone(), false))
-            }
-            Event::Done(id) => {
-                for write in self.volatile.iter_mut().filter(|write| write.0 == *id) {
-                    write.3 = true;
-                }
-            }
-            Event::Flush(id) => {
-                let done = self
-                    .volatile
-                    .iter()
-                    .filter(|write| write.3)
-                    .map(|write| write.0)
-                    .collect();
-                self.flushes.insert(*id, done);
-            }
-            Event::Flushed(id) => {
-                let done: HashSet<usize> = self.flushes.remove(id).unwrap_or_default().into_iter().collect();
-                for (id, offset, bytes, _) in &self.volatile {
-                    if done.contains(id) {
-                        put(&mut self.durable, *offset, bytes);
-                    }
-                }
-                self.volatile.retain(|write| !done.contains(&write.0));
-            }
-            Event::Mark(_) => {}
-        }
-    }
-
-    /// What might be there after a cut now. Of every sector that was handed over any version may be there, or none.
-    fn cut(&self, random: &mut Random) -> Vec<u8> {
-        let mut image = self.durable.clone();
-        let style = random.below(5);
-        let only = random.below(self.volatile.len().max(1) as u64) as usize;
-        for (index, (_, offset, bytes, _)) in self.volatile.iter().enumerate() {
-            let whole = match style {
-                0 => true,
-                1 => index == only,
-                2 => index != only,
-                3 => random.chance(500),
-                _ => {
-                    for (number, sector) in bytes.chunks(SECTOR).enumerate() {
-                        if random.chance(500) {
-                            put(&mut image, offset + (number * SECTOR) as u64, sector);
-                        }
-                    }
-                    continue;
-                }
-            };
-            if whole {
-                put(&mut image, *offset, bytes);
-            }
-        }
-        image
-    }
 }
 
 /// Looks at an image after a cut.
@@ -237,12 +300,18 @@ fn inspect(bytes: Vec<u8>, allowed: &Allowed, options: &Qcow2Options) -> Result<
         report.told
     );
     let mut blocking = Blocking::new(image)?;
-    let mut disk = vec![0; (SECTORS as usize) * SECTOR];
+    let mut disk = vec![0; blocking.capabilities().len as usize];
+    let sectors = (disk.len() / SECTOR) as u64;
+    ensure!(
+        allowed.lengths.contains(&sectors),
+        "{sectors} sectors, not one of {:?}",
+        allowed.lengths
+    );
     blocking.read_at(0, &mut disk)?;
     for (sector, bytes) in disk.chunks(SECTOR).enumerate() {
         let stamp = u32::from_le_bytes(bytes[..4].try_into()?);
         ensure!(bytes == stamped(stamp, 1), "sector {sector} is torn");
-        let known = allowed.0.get(&(sector as u64));
+        let known = allowed.stamps.get(&(sector as u64));
         let fine = known.map_or(stamp == 0, |stamps| stamps.contains(&stamp));
         ensure!(fine, "sector {sector} has stamp {stamp}, not one of {known:?}");
     }
@@ -292,8 +361,8 @@ fn kind(seed: u64) -> CreateOptions {
     options
 }
 
-/// Plays a tape and cuts it at so many places. Answers how many there were.
-fn scenario(seed: u64, cuts: u64, qemu: Option<&QemuImg>) -> Result<u64> {
+/// Plays a script and cuts the tape at so many places. Answers how many there were.
+fn scenario(seed: u64, steps: &[Step], cuts: u64, qemu: Option<&QemuImg>) -> Result<u64> {
     let folder = tempfile::tempdir()?;
     let create = CreateOptions {
         path: folder.path().join("new"),
@@ -306,47 +375,22 @@ fn scenario(seed: u64, cuts: u64, qemu: Option<&QemuImg>) -> Result<u64> {
         ..Qcow2Options::default()
     };
     let store = Recorder::new(start.clone(), seed);
-    let story = record(seed, &store, &options).with_context(|| format!("{create:?}"))?;
+    let story = record(&create, &store, &options, steps).with_context(|| format!("{create:?}"))?;
     let events = store.tape().events.clone();
     let mut random = Random::new(seed ^ 0xcafe);
-    let mut platter = Platter {
-        durable: start,
-        ..Platter::default()
-    };
-    let (mut allowed, mut settled, mut partly) = (Allowed::default(), Allowed::default(), HashSet::new());
+    let mut platter = Platter::new(start);
+    let mut known = Known::new(SECTORS);
     let mut done = 0;
     for (number, event) in events.iter().enumerate() {
         platter.play(event);
         if let Event::Mark(index) = event {
-            let act = &story.acts[*index as usize];
-            match act {
-                Act::Fill {
-                    first,
-                    count,
-                    partly: some,
-                    ..
-                } => {
-                    allowed.fill(act);
-                    for sector in *first..first + count {
-                        if *some {
-                            partly.insert(sector);
-                        } else {
-                            partly.remove(&sector);
-                        }
-                    }
-                }
-                Act::Ended => settled = allowed.clone(),
-                Act::Flushed => {
-                    allowed = settled.clone();
-                    allowed.flushed(&partly);
-                }
-            }
+            known.hear(&story.acts[*index as usize]);
         }
         if random.below(events.len() as u64) >= cuts {
             continue;
         }
         let bytes = platter.cut(&mut random);
-        if let Err(error) = inspect(bytes.clone(), &allowed, &options) {
+        if let Err(error) = inspect(bytes.clone(), &known.allowed, &options) {
             bail!(
                 "cut after event {number} of {}, {create:?}: {error:?}",
                 events.len()
@@ -385,9 +429,10 @@ fn judged(qemu: &QemuImg, folder: &std::path::Path, bytes: &[u8]) -> Result<()> 
 fn a_cut_at_any_moment_leaks_at_worst_and_loses_nothing_that_was_flushed() {
     let qemu = QemuImg::all();
     let total = std::cell::Cell::new(0);
-    run_seeds(scale(8, 250), |seed| {
+    run_seeds(scale(8, 300), |seed| {
         let judge = qemu.get(seed as usize % qemu.len().max(1));
-        match scenario(seed, scale(40, 100), judge) {
+        let steps = script(&mut Random::new(seed), 36, 6);
+        match run_shrinking(&steps, |steps| scenario(seed, steps, scale(40, 100), judge)) {
             Ok(cuts) => total.set(total.get() + cuts),
             Err(error) => panic!("{error:?}"),
         }

@@ -1,50 +1,52 @@
 //! Random requests, snapshots and resizes against a model in memory, with qemu-img as the judge of the image.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use treaty_buffers::AlignedBlock;
+use treaty_image_tool::Progress;
 use treaty_storage::qcow2::{Backing, CreateOptions, Preallocation, Qcow2Image, Qcow2Options};
-use treaty_storage::{Blocking, Format, OpenOptions, RequestKind};
+use treaty_storage::{BlockImage, Blocking, Format, OpenOptions, RequestKind, open};
 use treaty_testkit::scale;
 use treaty_tests::qemu_img::QemuImg;
+use treaty_tests::script::{Ask, Step, run_shrinking, script};
 use treaty_worker::sim::{Random, run_seeds};
 
 const SECTOR: u64 = 512;
 
-/// What the disk and each of its snapshots should be.
+/// One file of the chain, apart from what it holds.
+struct Layer {
+    path: PathBuf,
+    cluster: u64,
+    version: u32,
+    snapshots: Vec<(String, Vec<u8>)>,
+    /// Refcounts are wide enough for snapshots.
+    countable: bool,
+}
+
+/// What the disk should be, and each snapshot of each file of its chain.
 struct Model {
     bytes: Vec<u8>,
-    snapshots: Vec<(String, Vec<u8>)>,
-    cluster: u64,
+    /// The last is the disk.
+    layers: Vec<Layer>,
+    /// The first of them has a raw backing file.
+    based: bool,
     stamp: u8,
+    asked: u64,
 }
 
 struct Run<'a> {
-    random: Random,
     model: Model,
-    options: OpenOptions,
+    cache_bytes: u64,
+    folder: &'a Path,
     qemu: &'a QemuImg,
-    version: u32,
-    resizable: bool,
-    snapshots: bool,
 }
 
 /// The image as it is open.
 struct Disk {
     image: Arc<Qcow2Image>,
     blocking: Blocking,
-}
-
-impl Disk {
-    fn open(options: &OpenOptions) -> Result<Self> {
-        let image = Arc::new(Qcow2Image::open(options)?);
-        Ok(Self {
-            blocking: Blocking::new(image.clone())?,
-            image,
-        })
-    }
 }
 
 /// A request of a batch: what it does to which bytes.
@@ -54,35 +56,66 @@ enum Change {
     Read(AlignedBlock),
 }
 
+/// The longest chain, without the raw file.
+const MAX_LAYERS: usize = 3;
+
 impl Run<'_> {
-    fn range(&mut self) -> (u64, u64) {
-        let sectors = self.model.bytes.len() as u64 / SECTOR;
-        let first = self.random.below(sectors);
-        let longest = [2, 16, 300][self.random.below(3) as usize];
-        let count = 1 + self.random.below(longest.min(sectors - first));
-        (first * SECTOR, count * SECTOR)
+    fn top(&mut self) -> Result<&mut Layer> {
+        self.model.layers.last_mut().context("no image")
+    }
+
+    fn has_backing(&self) -> bool {
+        self.model.based || self.model.layers.len() > 1
+    }
+
+    fn options(&self, depth: usize, alone: bool) -> Result<OpenOptions> {
+        let layer = self
+            .model
+            .layers
+            .iter()
+            .rev()
+            .nth(depth)
+            .context("no such image")?;
+        Ok(OpenOptions {
+            qcow2: Qcow2Options {
+                backing: Backing::Tree,
+                cache_bytes: self.cache_bytes,
+                alone,
+                ..Qcow2Options::default()
+            },
+            ..OpenOptions::qcow2(&layer.path)
+        })
+    }
+
+    fn open(&self) -> Result<Disk> {
+        let image = Arc::new(Qcow2Image::open(&self.options(0, false)?)?);
+        Ok(Disk {
+            blocking: Blocking::new(image.clone())?,
+            image,
+        })
     }
 
     /// Several requests at once that share clusters, but no sector.
-    fn batch(&mut self, disk: &mut Disk) -> Result<()> {
+    fn batch(&mut self, disk: &mut Disk, asks: &[Ask]) -> Result<()> {
         let mut taken: Vec<(u64, u64, Change)> = Vec::new();
-        for tag in 0..1 + self.random.below(12) {
-            let (offset, len) = self.range();
+        for (tag, ask) in (0..).zip(asks) {
+            let (first, count) = ask.range(self.model.bytes.len() as u64 / SECTOR, [2, 16, 300]);
+            let (offset, len) = (first * SECTOR, count * SECTOR);
             if taken
                 .iter()
                 .any(|(at, count, _)| *at < offset + len && offset < at + count)
             {
                 continue;
             }
+            self.model.asked += 1;
             self.model.stamp = self.model.stamp % 250 + 1;
             let stamp = self.model.stamp;
             let block = AlignedBlock::new(len as usize, 4096);
             let mut buffers = block.buffers();
-            let unmap = self.random.chance(500);
-            let (kind, change) = match self.random.below(10) {
+            let (unmap, durable) = (ask.unmap, ask.durable);
+            let (kind, change) = match ask.what % 10 {
                 0..5 => {
                     buffers.fill(stamp);
-                    let durable = self.random.chance(50);
                     (RequestKind::Write { offset, durable }, Change::Fill(stamp))
                 }
                 5 => {
@@ -96,7 +129,7 @@ impl Run<'_> {
                 _ => (RequestKind::Read { offset }, Change::Read(block)),
             };
             taken.push((offset, len, change));
-            disk.blocking.start(tag as u32, kind, buffers);
+            disk.blocking.start(tag, kind, buffers);
         }
         for _ in 0..taken.len() {
             disk.blocking.next_end()?.result.map_err(|error| *error)?;
@@ -110,6 +143,14 @@ impl Run<'_> {
     fn apply(&mut self, offset: u64, len: u64, change: Change) -> Result<()> {
         let end = offset + len;
         let size = self.model.bytes.len() as u64;
+        let has_backing = self.has_backing();
+        let layer = self.top()?;
+        // Version 2 cannot say that what a backing file has is gone.
+        let cluster = if layer.version == 2 && has_backing {
+            1 << 40
+        } else {
+            layer.cluster
+        };
         let bytes = &mut self.model.bytes[offset as usize..end as usize];
         match change {
             Change::Fill(byte) => bytes.fill(byte),
@@ -120,12 +161,8 @@ impl Run<'_> {
             }
             Change::Discard => {
                 // Whole clusters read as zeroes, the rest stays.
-                let from = offset.next_multiple_of(self.model.cluster);
-                let to = if end == size {
-                    end
-                } else {
-                    end / self.model.cluster * self.model.cluster
-                };
+                let from = offset.next_multiple_of(cluster);
+                let to = if end == size { end } else { end / cluster * cluster };
                 if from < to {
                     self.model.bytes[from as usize..to as usize].fill(0);
                 }
@@ -134,29 +171,31 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn manage(&mut self, disk: Disk) -> Result<Disk> {
+    /// What is done to a whole image that nobody else uses.
+    fn manage(&mut self, disk: Disk, step: &Step) -> Result<Disk> {
         let Disk { image, blocking } = disk;
         drop(blocking);
-        let choice = self.random.below(6);
-        let count = self.model.snapshots.len() as u64;
-        match choice {
-            0 | 1 if self.snapshots && count < 4 => {
-                let name = format!("s{}", self.random.below(1 << 40));
+        let (bytes, has_backing) = (self.model.bytes.clone(), self.has_backing());
+        let layer = self.top()?;
+        let count = layer.snapshots.len();
+        match step {
+            Step::Create if layer.countable && count < 4 => {
+                let name = format!("s{}", self.model.asked);
                 image.snapshot_create(&name)?;
-                self.model.snapshots.push((name, self.model.bytes.clone()));
+                self.top()?.snapshots.push((name, bytes));
             }
-            2 if count > 0 => {
-                let (name, bytes) = self.model.snapshots[self.random.below(count) as usize].clone();
+            Step::Apply(number) if count > 0 => {
+                let (name, bytes) = layer.snapshots[*number as usize % count].clone();
                 image.snapshot_apply(&name)?;
                 self.model.bytes = bytes;
             }
-            3 if count > 0 => {
-                let (name, _) = self.model.snapshots.remove(self.random.below(count) as usize);
+            Step::Delete(number) if count > 0 => {
+                let (name, _) = layer.snapshots.remove(*number as usize % count);
                 image.snapshot_delete(&name)?;
             }
-            4 if self.resizable && (count == 0 || self.version == 3) => {
-                let size = (1 + self.random.below(6000)) * SECTOR;
-                if count == 0 || size > self.model.bytes.len() as u64 {
+            Step::Resize(number) if !has_backing && (count == 0 || layer.version == 3) => {
+                let size = (1 + number % 6000) * SECTOR;
+                if count == 0 || size > bytes.len() as u64 {
                     image.resize(size, Preallocation::Off)?;
                     self.model.bytes.resize(size as usize, 0);
                 }
@@ -169,7 +208,85 @@ impl Run<'_> {
             "our check: {report:?}"
         );
         drop(image);
-        Disk::open(&self.options)
+        match step {
+            Step::Overlay(number) => self.overlay(*number)?,
+            Step::Commit if self.model.layers.len() > 1 => self.commit()?,
+            Step::Rebase if has_backing => self.rebase()?,
+            _ => {}
+        }
+        self.open()
+    }
+
+    fn overlay(&mut self, number: u64) -> Result<()> {
+        if self.model.layers.len() == MAX_LAYERS {
+            return Ok(());
+        }
+        let below = self.top()?.path.file_name().context("a name")?;
+        let backing = Some((below.to_string_lossy().into_owned(), Format::Qcow2));
+        let path = self.folder.join(format!("layer{}", self.model.asked));
+        if path.exists() {
+            return Ok(());
+        }
+        let create = CreateOptions {
+            cluster_size: 512 << [0, 3, 5, 7][number as usize % 4],
+            backing,
+            ..CreateOptions::new(&path, None)
+        };
+        Qcow2Image::create(&create)?;
+        self.model.layers.push(Layer {
+            path,
+            cluster: create.cluster_size,
+            version: 3,
+            snapshots: Vec::new(),
+            countable: true,
+        });
+        Ok(())
+    }
+
+    /// The disk is what it was; the file that it was in is gone.
+    fn commit(&mut self) -> Result<()> {
+        let top: Arc<dyn BlockImage> = Arc::new(Qcow2Image::open(&self.options(0, true)?)?);
+        let base: Arc<dyn BlockImage> = Arc::new(Qcow2Image::open(&self.options(1, false)?)?);
+        treaty_image_tool::commit(&[top], &base, &Progress::default())?;
+        let gone = self.model.layers.pop().context("no image")?;
+        std::fs::remove_file(gone.path)?;
+        Ok(())
+    }
+
+    /// The file below the disk's is not needed any more.
+    fn rebase(&mut self) -> Result<()> {
+        let image = Qcow2Image::open(&self.options(0, false)?)?;
+        let disk: Arc<dyn BlockImage> = Arc::new(image.clone());
+        let layers = &mut self.model.layers;
+        let new = match layers.len() {
+            0 | 1 => None,
+            2 if self.model.based => Some(("base".to_owned(), Format::Raw)),
+            2 => None,
+            more => {
+                let name = layers[more - 3].path.file_name().context("a name")?;
+                Some((name.to_string_lossy().into_owned(), Format::Qcow2))
+            }
+        };
+        let opened = match &new {
+            None => None,
+            Some((name, format)) => Some(open(&OpenOptions {
+                path: self.folder.join(name),
+                format: *format,
+                read_only: true,
+                ..self.options(0, false)?
+            })?),
+        };
+        treaty_image_tool::rebase(&disk, opened.as_ref(), &Progress::default())?;
+        image.set_backing(new.as_ref().map(|(name, format)| (name.as_str(), *format)))?;
+        let layers = &mut self.model.layers;
+        if layers.len() > 1 {
+            let gone = layers.remove(layers.len() - 2);
+            drop((image, disk));
+            std::fs::remove_file(gone.path)?;
+        } else {
+            self.model.based = false;
+        }
+        Ok(())
     }
 
     fn judge(&self, path: &Path) -> Result<()> {
@@ -209,7 +326,8 @@ fn options(seed: u64, folder: &Path) -> (CreateOptions, u64) {
     (options, cache)
 }
 
-fn scenario(seed: u64, qemu: &QemuImg, rounds: u64) -> Result<()> {
+/// Plays a script. Answers how many requests there were.
+fn scenario(seed: u64, qemu: &QemuImg, steps: &[Step]) -> Result<u64> {
     let folder = tempfile::tempdir()?;
     let (create, cache_bytes) = options(seed, folder.path());
     Qcow2Image::create(&create)?;
@@ -221,63 +339,52 @@ fn scenario(seed: u64, qemu: &QemuImg, rounds: u64) -> Result<()> {
         bytes[..shared].copy_from_slice(&base[..shared]);
     }
     let mut run = Run {
-        random: Random::new(seed),
         model: Model {
             bytes,
-            snapshots: Vec::new(),
-            cluster: create.cluster_size,
+            layers: vec![Layer {
+                path: create.path.clone(),
+                cluster: create.cluster_size,
+                version: create.version,
+                snapshots: Vec::new(),
+                countable: create.refcount_bits >= 4,
+            }],
+            based: create.backing.is_some(),
             stamp: 0,
+            asked: 0,
         },
-        options: OpenOptions {
-            qcow2: Qcow2Options {
-                backing: Backing::Tree,
-                cache_bytes,
-                ..Qcow2Options::default()
-            },
-            ..OpenOptions::qcow2(&create.path)
-        },
+        cache_bytes,
+        folder: folder.path(),
         qemu,
-        version: create.version,
-        resizable: create.backing.is_none(),
-        snapshots: create.refcount_bits >= 4,
     };
-    // Version 2 cannot say that what a backing file has is gone.
-    let discards = create.version == 3 || create.backing.is_none();
-    if !discards {
-        run.model.cluster = 1 << 40;
-    }
-    let mut disk = Disk::open(&run.options)?;
-    for round in 0..rounds {
-        run.batch(&mut disk)
-            .with_context(|| format!("round {round} of {create:?}"))?;
-        match run.random.below(12) {
-            0 => disk.blocking.flush()?,
-            1 => {
-                drop(disk);
-                disk = Disk::open(&run.options)?;
-            }
-            2 => {
-                disk = run
-                    .manage(disk)
-                    .with_context(|| format!("round {round} of {create:?}"))?
-            }
-            _ => {}
+    let mut disk = run.open()?;
+    for (number, step) in steps.iter().enumerate() {
+        let at = || format!("step {number} of {create:?}");
+        match step {
+            Step::Batch(asks) => run.batch(&mut disk, asks).with_context(at)?,
+            Step::Flush => disk.blocking.flush().with_context(at)?,
+            _ => disk = run.manage(disk, step).with_context(at)?,
         }
     }
     drop(disk);
-    run.judge(&create.path).with_context(|| format!("{create:?}"))
+    let path = run.top()?.path.clone();
+    run.judge(&path).with_context(|| format!("{create:?}"))?;
+    Ok(run.model.asked)
 }
 
-/// About 6 requests a round.
+/// About 6 requests a batch.
 #[test]
 fn random_requests_agree_with_the_model_and_with_qemu() {
+    let total = std::cell::Cell::new(0);
     for qemu in QemuImg::all() {
-        run_seeds(scale(8, 100), |seed| {
-            if let Err(error) = scenario(seed, &qemu, scale(40, 100)) {
-                panic!("QEMU {}: {error:?}", qemu.version);
+        run_seeds(scale(8, 120), |seed| {
+            let steps = script(&mut Random::new(seed), scale(40, 100), 12);
+            match run_shrinking(&steps, |steps| scenario(seed, &qemu, steps)) {
+                Ok(asked) => total.set(total.get() + asked),
+                Err(error) => panic!("QEMU {}: {error:?}", qemu.version),
             }
         });
     }
+    println!("{} requests", total.get());
 }
 
 /// Sectors of one thread: all of them share clusters with those of the others.

@@ -24,7 +24,7 @@ struct Long {
     tests: &'static str,
 }
 
-const LONG: [Long; 12] = [
+const LONG: [Long; 13] = [
     Long {
         name: "kills",
         package: "treaty-tests",
@@ -83,6 +83,12 @@ const LONG: [Long; 12] = [
         name: "qcow2-power-cut",
         package: "treaty-tests",
         program: "qcow2_power_cut",
+        tests: "",
+    },
+    Long {
+        name: "qcow2-chain-cut",
+        package: "treaty-tests",
+        program: "qcow2_chain_cut",
         tests: "",
     },
     Long {
