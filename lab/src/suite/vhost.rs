@@ -72,17 +72,7 @@ pub fn tests() -> Vec<VhostTest> {
                 include_str!("scripts/vhost-resets.sh"),
             )
         },
-        VhostTest {
-            clone: true,
-            ..test(
-                "vhost-blk-clone",
-                vec![Served {
-                    serve: "blk --disk path=$W/disk0,format=qcow2,backing=on,queues=2".into(),
-                    ..disk("disk0", 2, "", "")
-                }],
-                include_str!("scripts/vhost-clone.sh"),
-            )
-        },
+        boot_from_clone(),
         migration(),
     ]
 }
@@ -152,6 +142,26 @@ fn disk(name: &'static str, queues: u16, plan: &str, more: &str) -> Served {
         reconnects: true,
         address: None,
         client: false,
+    }
+}
+
+/// A guest whose root is on a qcow2 image over another one.
+fn boot_from_clone() -> VhostTest {
+    let disk = Served {
+        serve: "blk --disk path=$W/disk0,format=qcow2,backing=on,queues=2".into(),
+        ..disk("disk0", 2, "", "")
+    };
+    VhostTest {
+        name: "vhost-blk-clone",
+        kernel: Kernel::K6_12,
+        cpus: 1,
+        devices: vec![disk],
+        script: include_str!("scripts/vhost-clone.sh"),
+        restarts: Restarts::Never,
+        hosts: vec![Qemu::V10],
+        commands: &[],
+        clone: true,
+        fio: false,
     }
 }
 
