@@ -21,7 +21,7 @@ use treaty_piix::{
     ShadowAccess, pirq_of,
 };
 use treaty_plan::from_flag;
-use treaty_worker::{ReactorKind, Worker};
+use treaty_worker::{ReactorKind, Worker, WorkerHandle};
 
 /// Guest memory in bytes.
 pub const RAM: usize = 64 << 20;
@@ -120,42 +120,12 @@ impl Machine {
             Worker::start("card", ReactorKind::Auto)?,
         ];
         let [disk_worker, card_worker] = [0, 1].map(|index: usize| workers[index].handle());
-        let plan = from_flag(&format!("path={},format=raw,if=ide", disk.display()), None)?;
-        let drive = DriveConfig {
-            image: image("disk0", &plan, &mut DiskContext::default())?.0,
-            cdrom: false,
-            serial: "QM00001".into(),
-            worker: disk_worker,
-        };
-        let ide = Ide::new(treaty_ide::Parts {
-            memory: memory.clone(),
-            lines: [line(14), line(15)],
-            io_address: 0,
-            drives: [Some(drive), None, None, None],
-            posted: Arc::new(NothingPosted),
-        })?;
+        let ide = controller(disk, &memory, [line(14), line(15)], disk_worker)?;
         for ((command, control), targets) in Ide::FIXED_PORTS.into_iter().zip(ide.fixed_ports()) {
             ports.register(command, targets.0)?;
             ports.register(control, targets.1)?;
         }
-        let config = Config {
-            model: Model::I82540em,
-            mac: CARD_MAC,
-            clock: None,
-        };
-        let card = E1000::new(
-            &config,
-            treaty_e1000::Parts {
-                memory: memory.clone(),
-                line: Arc::new(router.line(pirq_of(CARD_SLOT))),
-                gsi: 0,
-                bar_address: 0,
-                io_address: 0,
-                worker: card_worker,
-                backend: Box::new(Null::new(1)),
-                posted: Arc::new(NothingPosted),
-            },
-        )?;
+        let card = card(&memory, Arc::new(router.line(pirq_of(CARD_SLOT))), card_worker)?;
         root.add(PIIX_SLOT, function(Piix3::new(router)))?;
         root.add_function(PIIX_SLOT, IDE_FUNCTION, function(ide))?;
         root.add_function(
@@ -178,6 +148,49 @@ impl Machine {
             _workers: workers,
         })
     }
+}
+
+/// The IDE controller with one drive.
+fn controller(
+    disk: &Path,
+    memory: &GuestMemory,
+    lines: [Arc<dyn IntxLine>; 2],
+    worker: WorkerHandle,
+) -> Result<Ide> {
+    let plan = from_flag(&format!("path={},format=raw,if=ide", disk.display()), None)?;
+    let drive = DriveConfig {
+        image: image("disk0", &plan, &mut DiskContext::default())?.0,
+        cdrom: false,
+        serial: "QM00001".into(),
+        worker,
+    };
+    Ok(Ide::new(treaty_ide::Parts {
+        memory: memory.clone(),
+        lines,
+        io_address: 0,
+        drives: [Some(drive), None, None, None],
+        posted: Arc::new(NothingPosted),
+    })?)
+}
+
+/// A network card whose frames vanish.
+fn card(memory: &GuestMemory, line: Arc<dyn IntxLine>, worker: WorkerHandle) -> Result<E1000> {
+    let config = Config {
+        model: Model::I82540em,
+        mac: CARD_MAC,
+        clock: None,
+    };
+    let parts = treaty_e1000::Parts {
+        memory: memory.clone(),
+        line,
+        gsi: 0,
+        bar_address: 0,
+        io_address: 0,
+        worker,
+        backend: Box::new(Null::new(1)),
+        posted: Arc::new(NothingPosted),
+    };
+    Ok(E1000::new(&config, parts)?)
 }
 
 fn add_chipset(ports: &mut Bus, memory: &GuestMemory, sci: Arc<dyn IntxLine>) -> Result<()> {
