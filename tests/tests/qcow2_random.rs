@@ -211,7 +211,8 @@ impl Run<'_> {
         match step {
             Step::Overlay(number) => self.overlay(*number)?,
             Step::Commit if self.model.layers.len() > 1 => self.commit()?,
-            Step::Rebase if has_backing => self.rebase()?,
+            // Snapshots are not looked after: what they lack comes from whatever is below.
+            Step::Rebase if has_backing && count == 0 => self.rebase()?,
             _ => {}
         }
         self.open()

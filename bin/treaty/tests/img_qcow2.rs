@@ -214,6 +214,16 @@ fn snapshots_are_handled_alike() {
             side.both_say_the_same("snapshot -f qcow2 -l image");
         }
         side.both_say_the_same_fields("info -f qcow2 image");
+        // Copies of each, while the disk is another one by now, and shorter or longer.
+        for snapshot in ["one", "2", "snapshot.name=two"] {
+            side.ours(&format!("convert -f qcow2 -O raw -l {snapshot} image ours"))
+                .ok();
+            side.theirs(&format!("convert -f qcow2 -O raw -l {snapshot} image theirs"))
+                .ok();
+            assert!(same_bytes(&side.path("ours"), &side.path("theirs")), "{snapshot}");
+        }
+        side.both_end_with(1, "convert -f qcow2 -O raw -l three image other");
+        side.both_end_with(1, "convert -f raw -O raw -l one ours other");
         side.ours("snapshot -f qcow2 -a one image").ok();
         side.io("image", "qcow2", &["read -P 1 0 1M", "read -P 0 1M 3M"]);
         side.both_say_the_same("check -q -f qcow2 image");
@@ -251,6 +261,29 @@ fn qcow2_images_are_resized_alike() {
             side.both_say_the_same_fields("info -f qcow2 image")["virtual-size"],
             3 * MIB
         );
+    }
+}
+
+#[test]
+fn what_is_added_can_have_its_space_at_once() {
+    for side in Side::all("qcow2-resize-preallocated") {
+        for (how, full) in [("metadata", false), ("falloc", true), ("full", true)] {
+            for more in ["", "-o cluster_size=4k", "-o extended_l2=on"] {
+                side.theirs(&format!("create -f qcow2 {more} image 1000k")).ok();
+                side.io("image", "qcow2", &["write -P 1 0 500k"]);
+                side.ours(&format!("resize -f qcow2 --preallocation={how} image 9000k"))
+                    .ok();
+                side.theirs("check -f qcow2 image").ok();
+                side.io("image", "qcow2", &["read -P 1 0 500k", "read -P 0 500k 8500k"]);
+                let takes = side.both_say_the_same_fields("info -f qcow2 image")["actual-size"].as_u64();
+                assert_eq!(takes > Some(8 << 20), full, "{how} {more}: {takes:?}");
+                side.io("image", "qcow2", &["write -P 2 900k 7M", "read -P 2 900k 7M"]);
+                side.ours("check -f qcow2 image").ok();
+            }
+        }
+        side.raw("base", MIB, &[(0, 1 << 20, 1)]);
+        side.theirs("create -f qcow2 -b base -F raw clone 1M").ok();
+        side.both_end_with(1, "resize -f qcow2 --preallocation=metadata --shrink clone 512k");
     }
 }
 

@@ -128,15 +128,23 @@ impl Qcow2Image {
         })?;
         let how = options.preallocation;
         image.run(move |cx| async move { cx.preallocate(0, size, how).await })?;
-        let end = image
+        image.lengthen_file()
+    }
+
+    /// Makes the file as long as the clusters in use: those that were preallocated may not have been written to.
+    pub(super) fn lengthen_file(&self) -> Result<(), StorageError> {
+        let path = &self.0.image.top().path;
+        let end = self
             .run(|cx| async move { Ok(cx.image.top().meta().space.fresh << cx.geometry().cluster_bits) })?;
-        drop(image);
         let file = File::options()
             .write(true)
             .open(path)
             .map_err(host(path, "open"))?;
-        let len = file.metadata().map_err(host(path, "look at"))?.len();
-        file.set_len(len.max(end)).map_err(host(path, "lengthen"))
+        let about = file.metadata().map_err(host(path, "look at"))?;
+        if !about.is_file() || about.len() >= end {
+            return Ok(());
+        }
+        file.set_len(end).map_err(host(path, "lengthen"))
     }
 }
 

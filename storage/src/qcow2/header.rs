@@ -1,4 +1,5 @@
 use super::bytes::{be32, be64, put};
+use super::snapshot::Snapshot;
 
 /// "QFI\xfb"
 pub(crate) const MAGIC: u32 = 0x5146_49fb;
@@ -310,6 +311,14 @@ impl Header {
             ));
         }
         Ok(())
+    }
+
+    /// Makes the disk that of a snapshot. Where its table has no entries is nothing.
+    pub(crate) fn look_back(&mut self, snapshot: &Snapshot) -> Parsed<()> {
+        self.l1_offset = snapshot.root.offset;
+        self.l1_entries = short(u32::try_from(snapshot.root.entries).ok())?;
+        self.size = snapshot.disk_bytes;
+        self.check()
     }
 
     pub(crate) fn has_extended_l2(&self) -> bool {

@@ -10,7 +10,7 @@ use super::header::{Compression, autoclear, compatible, extension, incompatible}
 use super::manage::Qcow2Image;
 use super::pages::damaged;
 use super::snapshot::Snapshot;
-use crate::{Format, StorageError};
+use crate::{Format, OpenOptions, StorageError};
 
 /// What an image says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +107,20 @@ impl Qcow2Image {
         self.run(move |cx| cx.snapshot_create(name, seconds, nanoseconds))
     }
 
+    /// Opens the disk as it was when a snapshot was made, for its id or name; to be read only.
+    pub fn open_snapshot(options: &OpenOptions, snapshot: &str) -> Result<Self, StorageError> {
+        let options = OpenOptions {
+            read_only: true,
+            ..options.clone()
+        };
+        let present = Self::open(&options)?;
+        let snapshots = present.snapshots()?;
+        let by = |field: fn(&Snapshot) -> &String| snapshots.iter().find(|each| field(each) == snapshot);
+        let chosen = by(|each| &each.id).or_else(|| by(|each| &each.name));
+        let chosen = chosen.ok_or(StorageError::Invalid("there is no such snapshot"))?;
+        super::open::open_at(&options, chosen)
+    }
+
     /// Makes the disk what it was, for a snapshot's id or name. The disk may have another length afterwards: open the
     /// image again.
     pub fn snapshot_apply(&self, snapshot: &str) -> Result<(), StorageError> {
@@ -128,10 +142,11 @@ impl Qcow2Image {
                 "the length of a disk is a multiple of 512 bytes",
             ));
         }
-        if preallocation != Preallocation::Off {
-            return Err(StorageError::Unsupported("preallocation when a disk is resized"));
+        self.run(move |cx| cx.resize(size, preallocation))?;
+        if preallocation == Preallocation::Off {
+            return Ok(());
         }
-        self.run(move |cx| cx.resize(size))
+        self.lengthen_file()
     }
 
     /// Names another backing file in the header, or none. The contents of the disk change by that unless they are made

@@ -10,6 +10,7 @@ use super::image::{Image, Layer, Leaf};
 use super::manage::Qcow2Image;
 use super::meta::Meta;
 use super::read::Unpacked;
+use super::snapshot::Snapshot;
 use crate::open::open_store;
 use crate::{BlockImage, Blocking, Format, LockTime, OpenOptions, StorageError};
 
@@ -85,6 +86,20 @@ pub(crate) fn open(options: &OpenOptions) -> Result<Qcow2Image, StorageError> {
     opened(chain)
 }
 
+/// Opens an image as it was when a snapshot was made. Only to be read.
+pub(crate) fn open_at(options: &OpenOptions, snapshot: &Snapshot) -> Result<Qcow2Image, StorageError> {
+    let mut chain = Chain::new(options)?;
+    chain.view = Some(snapshot);
+    let mut next = Some(Reference {
+        path: options.path.clone(),
+        format: Format::Qcow2,
+    });
+    while let Some(reference) = next.take() {
+        next = chain.add(reference)?;
+    }
+    opened(chain)
+}
+
 /// Opens an image whose backing file is open already, whatever it says about one.
 pub(crate) fn open_on(
     options: &OpenOptions,
@@ -149,6 +164,7 @@ pub(crate) fn open_over(
         layers: Vec::new(),
         leaf: None,
         stores: vec![store],
+        view: None,
     };
     chain.layer(&options.path, 0, read_only)?;
     chain.end_with(backing);
@@ -169,6 +185,8 @@ struct Chain<'a> {
     layers: Vec<Layer>,
     leaf: Option<Leaf>,
     stores: Vec<Arc<dyn BlockImage>>,
+    /// What the first file is to look like.
+    view: Option<&'a Snapshot>,
 }
 
 impl<'a> Chain<'a> {
@@ -181,6 +199,7 @@ impl<'a> Chain<'a> {
             layers: Vec::new(),
             leaf: None,
             stores: Vec::new(),
+            view: None,
         })
     }
 
@@ -249,7 +268,12 @@ impl<'a> Chain<'a> {
     /// Takes a store for a qcow2 file; answers its backing file.
     fn layer(&mut self, path: &Path, file: u16, read_only: bool) -> Result<Option<Reference>, StorageError> {
         let store = self.stores[usize::from(file)].clone();
-        let header = read_header(path, &store)?;
+        let mut header = read_header(path, &store)?;
+        if let Some(snapshot) = self.view.take() {
+            header
+                .look_back(snapshot)
+                .map_err(|reason| refused(path, format!("its snapshot {:?}: {reason}", snapshot.name)))?;
+        }
         if !read_only && header.incompatible & incompatible::CORRUPT != 0 && !self.options.qcow2.corrupt {
             return Err(refused(
                 path,

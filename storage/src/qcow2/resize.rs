@@ -1,3 +1,4 @@
+use super::create::Preallocation;
 use super::cx::{Cx, Done};
 use super::entry::{Entry, Place};
 use super::guards::Freed;
@@ -5,8 +6,8 @@ use super::tree::{Root, held};
 use crate::StorageError;
 
 impl Cx {
-    /// Changes the length of the disk.
-    pub(crate) async fn resize(self, size: u64) -> Done<()> {
+    /// Changes the length of the disk. What is added takes space at once if that is wanted.
+    pub(crate) async fn resize(self, size: u64, how: Preallocation) -> Done<()> {
         self.prepare().await?;
         self.settle().await?;
         let (old, snapshots) = {
@@ -19,10 +20,18 @@ impl Cx {
             )));
         }
         if size < old {
-            self.shrink(size).await
-        } else {
-            self.grow(size).await
+            return self.shrink(size).await;
         }
+        if how != Preallocation::Off && self.image.has_below(0) {
+            return Err(Box::new(StorageError::Unsupported(
+                "preallocation of a disk with a backing file",
+            )));
+        }
+        self.grow(size).await?;
+        if how != Preallocation::Off {
+            self.preallocate(old, size, how).await?;
+        }
+        Ok(())
     }
 
     async fn grow(&self, size: u64) -> Done<()> {

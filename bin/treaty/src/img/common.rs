@@ -182,6 +182,27 @@ impl<'a> Opening<'a> {
         treaty_storage::open(&options).with_context(|| format!("Could not open '{}'", self.path.display()))
     }
 
+    /// Opens an image as it was when an internal snapshot was made.
+    pub fn open_snapshot(&self, snapshot: &str) -> anyhow::Result<Arc<dyn BlockImage>> {
+        if self.kind()? == Kind::Raw {
+            bail!("'{}': raw images have no internal snapshots", self.path.display());
+        }
+        let options = self.options(Kind::Qcow2)?;
+        let named = ["snapshot.id=", "snapshot.name="];
+        let snapshot = named
+            .iter()
+            .find_map(|key| snapshot.strip_prefix(key))
+            .unwrap_or(snapshot);
+        let image = Qcow2Image::open_snapshot(&options, snapshot);
+        let image = image.with_context(|| {
+            format!(
+                "Failed to load snapshot '{snapshot}' of '{}'",
+                self.path.display()
+            )
+        })?;
+        Ok(Arc::new(image))
+    }
+
     /// Opens an image for what only qcow2 images can do.
     pub fn open_qcow2(&self) -> anyhow::Result<Qcow2Image> {
         let options = self.options(Kind::Qcow2)?;

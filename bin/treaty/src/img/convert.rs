@@ -65,7 +65,7 @@ pub struct Args {
     /// Copy at most so many bytes a second.
     #[arg(short, value_name = "SIZE")]
     rate: Option<Size>,
-    /// An internal snapshot of the source.
+    /// An internal snapshot of the source, by its ID or name, or snapshot.id=ID or snapshot.name=NAME.
     #[arg(short = 'l', value_name = "SNAPSHOT")]
     snapshot: Option<String>,
     /// What cannot be read is taken for zeroes.
@@ -104,7 +104,10 @@ pub fn main(args: &Args, allowed: Allowed) -> anyhow::Result<u8> {
                 share: args.force_share,
                 ..Opening::reading(path, args.format.as_deref(), allowed)
             };
-            opening.open()
+            match &args.snapshot {
+                Some(snapshot) => opening.open_snapshot(snapshot),
+                None => opening.open(),
+            }
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     let total: u64 = sources.iter().map(|source| source.capabilities().len).sum();
@@ -149,8 +152,8 @@ fn refuse(args: &Args, kind: Kind) -> anyhow::Result<()> {
     if args.compress && kind == Kind::Raw {
         bail!("Compression not supported for this file format");
     }
-    if args.snapshot.is_some() {
-        bail!("-l: snapshots cannot be copied on their own; apply the snapshot to a copy of the image");
+    if args.snapshot.is_some() && args.paths.len() > 2 {
+        bail!("No support for concatenating multiple snapshot");
     }
     cache_mode(&args.cache)?;
     Ok(())
