@@ -6,6 +6,7 @@
 
 mod blk;
 mod callgrind;
+pub mod compare;
 mod cores;
 mod net;
 mod report;

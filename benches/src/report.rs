@@ -109,14 +109,14 @@ pub fn median(samples: &[f64]) -> Option<f64> {
 
 /// The machine that the figures were taken on.
 #[derive(Clone, Debug, Serialize)]
-struct Host {
-    cpu: String,
-    cores: usize,
-    kernel: String,
+pub(crate) struct Host {
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    pub(crate) kernel: String,
 }
 
 impl Host {
-    fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

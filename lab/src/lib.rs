@@ -44,6 +44,7 @@ pub use cache::{target_dir, workspace_root};
 pub use guest::{Expect, Guest, GuestTest, Image, Kernel};
 pub use l1::{L1Script, Lab, Outcome, Place};
 pub use probe::{PROBE_PASSED, ProbeFigures, ProbeMachine, ProbeReport, build_probe, probe_cargo};
+pub use qmp::Qmp;
 pub use tools::ensure_host_tools;
 pub use tree::Tree;
 pub use vhost::{Qemu, Served, VhostTest};

@@ -1,12 +1,14 @@
 //! `cargo xtask probe`
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use treaty_lab::{Cache, PROBE_PASSED, ProbeMachine, ProbeReport, build_probe, target_dir};
 
+use crate::cargo;
 use crate::steps::{Count, End, Logged};
 
 /// Build the probe guest, and run it under QEMU if asked.
@@ -125,5 +127,26 @@ pub fn step(log: &Logged) -> Result<End> {
         }
         count.add(Count::one(passed && ended_well));
     }
+    compare(log, &elf, &mut count)?;
     Ok(End::Done(count))
+}
+
+/// The probe on this host's KVM, in Treaty and in the lab's QEMU: all workloads pass, and no count is too high.
+fn compare(log: &Logged, elf: &Path, count: &mut Count) -> Result<()> {
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        println!("    SKIPPED: treaty compare: /dev/kvm: {error}");
+        count.skipped += 1;
+        return Ok(());
+    }
+    let mut build = cargo::command();
+    build.args(["build", "--quiet", "--package", "treaty"]);
+    let page = target_dir().join("xtask/compare.html");
+    let mut command = Command::new(target_dir().join("debug/treaty"));
+    command.args(["compare", "--rounds", "1", "--ms", "20", "--check"]);
+    command.arg("--probe").arg(elf).arg("--html").arg(page);
+    let passed = log.run(&build, Duration::from_secs(1200), |_| ())?
+        && log.run(&command, Duration::from_secs(240), |_| ())?;
+    println!("    treaty compare: {}", if passed { "passed" } else { "failed" });
+    count.add(Count::one(passed));
+    Ok(())
 }

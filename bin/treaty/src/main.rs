@@ -6,6 +6,8 @@
 mod audit;
 #[cfg(feature = "bench")]
 mod bench;
+#[cfg(all(feature = "bench", feature = "monitor"))]
+mod compare;
 mod completions;
 mod config;
 #[cfg(feature = "monitor")]
@@ -51,6 +53,8 @@ enum Command {
     Doctor(doctor::Args),
     #[cfg(feature = "bench")]
     Bench(bench::Args),
+    #[cfg(all(feature = "bench", feature = "monitor"))]
+    Compare(compare::Args),
     Completions(completions::Args),
 }
 
@@ -75,6 +79,8 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::main(&args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => bench::main(&args),
+        #[cfg(all(feature = "bench", feature = "monitor"))]
+        Command::Compare(args) => compare::main(&args),
         Command::Completions(args) => completions::main::<Cli>(&args),
     };
     output::exit_code(result)

@@ -2,11 +2,15 @@
 
 use core::fmt;
 
+use crate::clock::{self, Clock};
 use crate::ports;
 
 const COM1: u16 = 0x3f8;
 const LINE_STATUS: u16 = COM1 + 5;
 const TRANSMIT_EMPTY: u8 = 1 << 5;
+const DATA_READY: u8 = 1;
+/// Milliseconds between two looks for a byte that comes.
+const LOOK_MS: u64 = 10;
 const FIFO_BYTES: usize = 16;
 
 /// Writes one line to the console.
@@ -23,6 +27,20 @@ pub fn start() {
     ports::write8(COM1 + 1, 0);
     ports::write8(COM1 + 3, 3);
     ports::write8(COM1 + 2, 7);
+}
+
+/// Takes a byte that comes. Looks for it rarely, because each look is an exit.
+pub fn wait_byte(clock: &Clock) {
+    loop {
+        let next = clock::now() + clock.cycles_in_ms(LOOK_MS);
+        while clock::now() < next {
+            core::hint::spin_loop();
+        }
+        if ports::read8(LINE_STATUS) & DATA_READY != 0 {
+            ports::read8(COM1);
+            return;
+        }
+    }
 }
 
 /// Writes `args` and a line end.

@@ -9,7 +9,7 @@ use treaty_virtio_spec::{Features, feature};
 
 use crate::clock::{self, Clock};
 use crate::params::{Load, Params};
-use crate::{interrupts, say};
+use crate::{console, interrupts, say};
 
 /// How completions are awaited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,16 +176,13 @@ pub fn wait<T: Transport, D: DmaMemory>(
     Ok(false)
 }
 
-/// Says where something begins or ends, and then does nothing for a while, so that the host can read its counters.
+/// Says where something begins or ends, and does nothing until the host, which reads its counters meanwhile, sends a byte.
 pub fn mark(params: &Params, clock: &Clock, what: &str) {
-    if params.marks_ms == 0 {
+    if !params.marks {
         return;
     }
     say!("PROBE {{\"mark\":\"{what}\"}}");
-    let end = clock::now() + clock.cycles_in_ms(params.marks_ms);
-    while clock::now() < end {
-        core::hint::spin_loop();
-    }
+    console::wait_byte(clock);
 }
 
 /// Runs `run` as often as asked and reports.

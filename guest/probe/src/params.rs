@@ -17,7 +17,7 @@
 //! | `virtio_mmio.device=SIZE@BASE:GSI` | one virtio-mmio device |
 //! | `ecam=ADDR`, `pci=off`, `bars=START,END` | PCI configuration memory; no PCI; where to put BARs without address |
 //! | `latency` | times of single operations too |
-//! | `marks=MS` | says where the measured stretch of each workload begins and ends, and does nothing for so long after that |
+//! | `marks` | says where the measured stretch of each workload begins and ends, and waits for a byte on the console each time |
 //! | `queue=N` | the most entries of a queue, default 256 |
 //! | `tsc_khz=N`, `json` | the TSC's frequency; JSON lines only |
 
@@ -112,8 +112,8 @@ pub struct Params {
     pub json: bool,
     /// Times of single operations are taken.
     pub latency: bool,
-    /// Milliseconds of silence after each mark; 0: no marks.
-    pub marks_ms: u64,
+    /// Stops where a measured stretch begins and ends.
+    pub marks: bool,
 }
 
 /// Of QEMU's microvm.
@@ -143,7 +143,7 @@ impl Params {
             tsc_khz: None,
             json: false,
             latency: false,
-            marks_ms: 0,
+            marks: false,
         };
         for word in line.split_ascii_whitespace() {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -193,7 +193,7 @@ impl Params {
                 .work
                 .push(Work::IdeWrite(load(bytes(4096).next_multiple_of(512)))),
             "latency" => self.latency = true,
-            "marks" => self.marks_ms = numbers.at(0).unwrap_or(10).clamp(1, 1000),
+            "marks" => self.marks = true,
             "rng" => self.work.push(Work::Rng(bytes(64).min(65536))),
             "console" => self.work.push(Work::Console(bytes(32).min(100_000))),
             "ring" => self.rings = (value != "packed", value != "split"),

@@ -56,7 +56,7 @@ pub trait Transport {
     /// reads as zero. virtio 1.3 §2.5.1
     fn read_config(&mut self, offset: usize, bytes: &mut [u8]) -> Result<(), DriverError>;
 
-    /// Reads and clears the pending interrupt bits: 1 used buffer, 2 configuration change.
+    /// Reads and clears the pending interrupt bits: 1 used buffer, 2 configuration change. None where a message tells which.
     fn acknowledge_interrupt(&mut self) -> u8;
 }
 

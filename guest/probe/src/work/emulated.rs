@@ -44,10 +44,9 @@ pub fn run(cx: &Context<'_>, kind: Kind, place: &impl Place, window: &mut Memory
         return;
     }
     say!("PROBE {{\"device\":\"{place}\",\"kind\":\"{}\"}}", kind.name());
-    let modes = [
-        (cx.params.modes.0, Mode::Polled),
-        (cx.params.modes.1, Mode::Interrupt),
-    ];
+    // An IDE disk is polled by a port: each look is an exit. It is done only where nothing else is asked for.
+    let polled = cx.params.modes.0 && !(kind == Kind::Ide && cx.params.modes.1);
+    let modes = [(polled, Mode::Polled), (cx.params.modes.1, Mode::Interrupt)];
     for (_, mode) in modes.into_iter().filter(|mode| mode.0) {
         for work in cx.params.work.iter().filter(wanted) {
             Arena.clear();

@@ -205,7 +205,11 @@ impl<R: Registers> Transport for PciTransport<R> {
         ))
     }
 
+    /// With MSI-X the message says it all, and the register is not used: reading it would be an exit. virtio 1.3 §4.1.4.5
     fn acknowledge_interrupt(&mut self) -> u8 {
-        self.isr.read8(0)
+        match self.vectors {
+            0 => self.isr.read8(0),
+            _ => 0,
+        }
     }
 }
