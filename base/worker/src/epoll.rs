@@ -35,11 +35,13 @@ pub(crate) struct Epoll {
     /// the same descriptor do not disturb it.
     watches: HashMap<u32, OwnedFd>,
     pool: Pool,
+    /// File operations are done at once, whether they wait or not.
+    inline: bool,
     epoch: Instant,
 }
 
 impl Epoll {
-    pub(crate) fn new(name: &str, mailbox: RawFd) -> io::Result<Self> {
+    pub(crate) fn new(name: &str, mailbox: RawFd, inline: bool) -> io::Result<Self> {
         let epoll = EpollFd::new()?;
         let pool = Pool::new(name)?;
         // Edge-triggered: every write to the eventfd is an event, whether or not anybody reads the counter.
@@ -52,6 +54,7 @@ impl Epoll {
             waiting: HashMap::new(),
             watches: HashMap::new(),
             pool,
+            inline,
             epoch: Instant::now(),
         })
     }
@@ -214,6 +217,10 @@ impl Engine for Epoll {
             Work::Watch => self.watch(tasks, index),
             Work::Op(OpKind::PollReadable | OpKind::PollWritable) => self.wait_ready(tasks, index),
             Work::Op(kind @ (OpKind::ReadStream | OpKind::WriteStream)) => self.stream(tasks, index, kind),
+            Work::Op(kind) if self.inline => {
+                let result = sys::execute(slot.fd, kind, &slot.buffers);
+                tasks.complete(index, result);
+            }
             Work::Op(kind @ OpKind::ReadAt(_)) => {
                 let result = sys::transfer_now(slot.fd, kind, &slot.buffers);
                 if blocked(result) {

@@ -29,7 +29,7 @@ impl Local {
             source,
         };
         let mailbox = Arc::new(Mailbox::new(name).map_err(|error| failed("an eventfd", error))?);
-        if kind != ReactorKind::Epoll {
+        if !kind.is_epoll() {
             match Uring::new(mailbox.fd()) {
                 Ok(engine) => {
                     let schedule =
@@ -40,7 +40,8 @@ impl Local {
                 Err(error) => tracing::debug!(worker = name, %error, "no io_uring here, using epoll"),
             }
         }
-        let engine = Epoll::new(name, mailbox.fd()).map_err(|error| failed("epoll", error))?;
+        let engine = Epoll::new(name, mailbox.fd(), kind == ReactorKind::Inline)
+            .map_err(|error| failed("epoll", error))?;
         let schedule = Reactors::Epoll(Box::new(Schedule::new(engine, mailbox.clone(), Poll::Off)));
         Ok(Self { schedule, mailbox })
     }

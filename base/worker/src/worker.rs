@@ -19,6 +19,16 @@ pub enum ReactorKind {
     Uring,
     /// epoll with system calls.
     Epoll,
+    /// The same, but files are read and written on the worker's own thread. For tools that have nothing else to do
+    /// meanwhile: a slow disk stops every task.
+    Inline,
+}
+
+impl ReactorKind {
+    /// Io_uring is not even tried.
+    pub(crate) fn is_epoll(self) -> bool {
+        matches!(self, Self::Epoll | Self::Inline)
+    }
 }
 
 /// How a worker runs.
@@ -120,7 +130,7 @@ impl Worker {
         self.handle.clone()
     }
 
-    /// The reactor in use: `Uring` or `Epoll`.
+    /// The reactor in use: never `Auto`.
     pub fn reactor(&self) -> ReactorKind {
         self.reactor
     }
@@ -153,7 +163,7 @@ fn thread_main(name: &str, options: WorkerOptions, mailbox: &Arc<Mailbox>, start
         return;
     }
     let WorkerOptions { reactor, poll, .. } = options;
-    if reactor != ReactorKind::Epoll {
+    if !reactor.is_epoll() {
         match Uring::new(mailbox.fd()) {
             Ok(engine) => {
                 let _ = started.send(Ok(ReactorKind::Uring));
@@ -166,9 +176,12 @@ fn thread_main(name: &str, options: WorkerOptions, mailbox: &Arc<Mailbox>, start
             Err(error) => tracing::info!(worker = name, %error, "no io_uring here, using epoll"),
         }
     }
-    match Epoll::new(name, mailbox.fd()) {
+    match Epoll::new(name, mailbox.fd(), reactor == ReactorKind::Inline) {
         Ok(engine) => {
-            let _ = started.send(Ok(ReactorKind::Epoll));
+            let _ = started.send(Ok(match reactor {
+                ReactorKind::Inline => ReactorKind::Inline,
+                _ => ReactorKind::Epoll,
+            }));
             run(engine, mailbox, poll);
         }
         Err(error) => {

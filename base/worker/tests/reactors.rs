@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 
 use common::{SOON, add, bytes, collector, text, workers};
 use treaty_buffers::{AlignedBlock, IoBuffers};
-use treaty_worker::{Exit, HostOp, OpKind, Progress};
+use treaty_worker::{Exit, HostOp, OpKind, Progress, ReactorKind, Worker};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn op(fd: i32, kind: OpKind, buffers: IoBuffers) -> HostOp {
@@ -31,7 +31,8 @@ fn temporary(name: &str) -> std::fs::File {
 
 #[test]
 fn file_operations_move_bytes_and_give_buffers_back() {
-    for worker in workers() {
+    let inline = Worker::start("test", ReactorKind::Inline).unwrap();
+    for worker in workers().into_iter().chain([inline]) {
         let file = temporary("ops");
         let fd = file.as_raw_fd();
         let (sender, done) = channel();
