@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use treaty_buffers::IoBuffers;
 use treaty_worker::Turn;
 
+use crate::PlainFile;
+
 /// What an image can do, as data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -145,6 +147,10 @@ pub trait BlockImage: Send + Sync {
     fn capabilities(&self) -> Capabilities;
     /// A way to submit requests, for one worker.
     fn queue(&self) -> Result<Box<dyn BlockQueue>, StorageError>;
+    /// The file that these bytes are, if the kernel can read and write it as it is.
+    fn plain_file(&self) -> Option<PlainFile> {
+        None
+    }
     /// Where the contents of `[offset, offset + len)` come from, in order: at least one extent if `len` is not 0, and
     /// perhaps not all of them (ask again from where they end). Blocks; for tools and servers, not for workers.
     fn map(&self, offset: u64, len: u64) -> Result<Vec<Extent>, StorageError> {

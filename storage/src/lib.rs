@@ -31,5 +31,5 @@ pub use live::{LiveHandle, LiveImage, NewLayer};
 pub use lock::LockTime;
 pub use memory::{NullImage, RamImage};
 pub use open::{Format, OpenOptions, open};
-pub use raw::{RawSpace, create_raw, resize_raw};
+pub use raw::{PlainFile, RawSpace, create_raw, resize_raw};
 pub use store::{Store, Stores};

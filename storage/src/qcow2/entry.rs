@@ -52,6 +52,14 @@ pub(crate) struct Entry {
     pub(crate) zero: u32,
 }
 
+/// Where the data of an entry without subclusters is, and whether it is ours alone, if it plainly has some: most have.
+#[inline]
+pub(crate) fn data_at(word: u64, geometry: &Geometry) -> Option<(u64, bool)> {
+    let offset = word & OFFSET;
+    let plain = word & (COMPRESSED | ZERO) == 0 && offset != 0 && offset & (geometry.cluster() - 1) == 0;
+    plain.then_some((offset, word & COPIED != 0))
+}
+
 impl Entry {
     pub(crate) const NONE: Self = Self {
         place: Place::None,

@@ -77,6 +77,12 @@ impl Geometry {
         index << self.entry_bits()
     }
 
+    /// Which part of the disk the page with the L2 entry of `offset` describes.
+    #[inline]
+    pub(crate) fn page_part(&self, offset: u64) -> u64 {
+        offset >> (self.cluster_bits + self.page.trailing_zeros() - self.entry_bits())
+    }
+
     /// Log2 of the bytes of an L2 entry.
     #[inline]
     pub(crate) fn entry_bits(&self) -> u32 {

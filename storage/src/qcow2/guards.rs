@@ -36,10 +36,16 @@ impl Guards {
     /// A request has ended. True if something may be freed now.
     #[inline]
     pub(crate) fn leave(&mut self, epoch: u64) -> bool {
+        self.leave_many(epoch, 1)
+    }
+
+    /// So many requests have ended that began in the same epoch. True if something may be freed now.
+    #[inline]
+    pub(crate) fn leave_many(&mut self, epoch: u64, requests: u64) -> bool {
         let back = (self.epoch - epoch) as usize;
         let index = self.running.len().wrapping_sub(1 + back);
         if let Some(count) = self.running.get_mut(index) {
-            *count -= 1;
+            *count -= requests;
         }
         !self.limbo.is_empty() && self.has_ripe()
     }

@@ -2,10 +2,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::task::Waker;
 
 use super::bytes::be64;
-use super::entry::{Entry, Place, TableEntry};
+use super::entry::{self, Entry, Place, TableEntry};
 use super::geometry::Geometry;
 use super::guards::{Freed, Guards};
 use super::header::Header;
+use super::near::Near;
 use super::pages::{Attempt, Class, Miss, Pages, damaged};
 
 /// What changes while an image is open, and is shared by its queues. Behind a mutex that is held for short looks and
@@ -13,6 +14,7 @@ use super::pages::{Attempt, Class, Miss, Pages, damaged};
 pub(crate) struct Meta {
     pub(crate) header: Header,
     pub(crate) pages: Pages,
+    near: Near,
     /// Pages on the way in, and who waits for them.
     pub(crate) loading: HashMap<u64, Vec<Waker>>,
     /// Ranges of guest clusters (and other things with a number) whose mapping one request is changing: end by start.
@@ -86,6 +88,7 @@ impl Meta {
         Self {
             header,
             pages: Pages::new(geometry.page, cache_bytes),
+            near: Near::default(),
             loading: HashMap::new(),
             busy: BTreeMap::new(),
             busy_waiters: Vec::new(),
@@ -135,7 +138,34 @@ impl Meta {
         if table.offset == 0 {
             return Ok(Entry::NONE);
         }
-        self.entry_at(geometry, Class::L2, table.offset + geometry.l2_at(offset))
+        let at = table.offset + geometry.l2_at(offset);
+        let entry = self.entry_at(geometry, Class::L2, at)?;
+        if let Ok(place) = self.pages.place(Class::L2, at) {
+            let shape = self.pages.shape();
+            self.near.keep(geometry.page_part(offset), place, shape);
+        }
+        Ok(entry)
+    }
+
+    /// Where the guest's bytes `[offset, offset + len)` are, and whether that is ours alone, if one cluster of data has them
+    /// all and the way to its entry is known. `None` says nothing.
+    #[inline]
+    pub(crate) fn near_data(&mut self, geometry: &Geometry, offset: u64, len: u64) -> Option<(u64, bool)> {
+        let place = self.near.find(geometry.page_part(offset), self.pages.shape())?;
+        let at = geometry.l2_at(offset) & (geometry.page - 1);
+        let word = self.pages.word_in(place, at as usize)?;
+        let inside = offset & (geometry.cluster() - 1);
+        if inside + len > geometry.cluster() || geometry.extended {
+            return None;
+        }
+        let (start, ours) = entry::data_at(word, geometry)?;
+        Some((start + inside, ours))
+    }
+
+    /// The header as it is on the disk now.
+    pub(crate) fn set_header(&mut self, header: Header) {
+        self.header = header;
+        self.pages.reshape();
     }
 
     /// The L2 entry at a byte offset of the file.

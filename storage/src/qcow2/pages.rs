@@ -34,6 +34,8 @@ pub(crate) fn damaged(what: impl Into<String>) -> Box<StorageError> {
 }
 
 struct Page {
+    /// Where it is in the file.
+    offset: u64,
     bytes: Box<[u8]>,
     class: Class,
     dirty: bool,
@@ -79,9 +81,14 @@ pub(crate) struct Copied {
 pub(crate) struct Pages {
     size: u64,
     limit: usize,
-    pages: ByOffset<Page>,
+    pages: Vec<Page>,
+    /// Unused elements of `pages`.
+    free: Vec<u32>,
+    places: ByOffset<u32>,
     clock: VecDeque<u64>,
     dirty: usize,
+    /// See [`shape`](Self::shape).
+    shape: u64,
 }
 
 impl Pages {
@@ -90,9 +97,12 @@ impl Pages {
         Self {
             size,
             limit,
-            pages: ByOffset::default(),
+            pages: Vec::new(),
+            free: Vec::new(),
+            places: ByOffset::default(),
             clock: VecDeque::new(),
             dirty: 0,
+            shape: 0,
         }
     }
 
@@ -101,14 +111,29 @@ impl Pages {
         offset & !(self.size - 1)
     }
 
-    /// The page that `offset` is in.
+    /// Changes whenever a page goes, or an L1 table changes: a page that was found by a guest's offset may then be another
+    /// one, or none.
     #[inline]
-    fn page(&mut self, class: Class, offset: u64) -> Attempt<&mut Page> {
+    pub(crate) fn shape(&self) -> u64 {
+        self.shape
+    }
+
+    /// Tables have moved: what was found by a guest's offset is to be looked up again.
+    pub(crate) fn reshape(&mut self) {
+        self.shape += 1;
+    }
+
+    /// Where the page that `offset` is in lies in memory, until the [`shape`](Self::shape) changes.
+    #[inline]
+    pub(crate) fn place(&mut self, class: Class, offset: u64) -> Attempt<u32> {
         let start = self.start(offset);
-        match self.pages.get_mut(&start) {
+        let Some(place) = self.places.get(&start).copied() else {
+            return Err(Miss::Page(class, start));
+        };
+        match self.pages.get_mut(place as usize) {
             Some(page) if page.class == class => {
                 page.used = true;
-                Ok(page)
+                Ok(place)
             }
             Some(page) => Err(Miss::Failed(damaged(format!(
                 "byte {offset} is in two tables, of kinds {class:?} and {:?}",
@@ -116,6 +141,23 @@ impl Pages {
             )))),
             None => Err(Miss::Page(class, start)),
         }
+    }
+
+    /// The big-endian word at a byte offset of a page whose place is known.
+    #[inline]
+    pub(crate) fn word_in(&mut self, place: u32, at: usize) -> Option<u64> {
+        let page = self.pages.get_mut(place as usize)?;
+        page.used = true;
+        be64(&page.bytes, at)
+    }
+
+    /// The page that `offset` is in.
+    #[inline]
+    fn page(&mut self, class: Class, offset: u64) -> Attempt<&mut Page> {
+        let place = self.place(class, offset)?;
+        self.pages
+            .get_mut(place as usize)
+            .ok_or(Miss::Page(class, offset))
     }
 
     /// The big-endian word at a byte offset of the file.
@@ -140,6 +182,9 @@ impl Pages {
         if !std::mem::replace(&mut page.dirty, true) {
             self.dirty += 1;
         }
+        if class == Class::L1 {
+            self.reshape();
+        }
         Ok(())
     }
 
@@ -156,29 +201,59 @@ impl Pages {
     }
 
     pub(crate) fn contains(&self, offset: u64) -> bool {
-        self.pages.contains_key(&self.start(offset))
+        self.places.contains_key(&self.start(offset))
     }
 
     /// Puts a page that was loaded into the cache; another one goes if it is full.
     pub(crate) fn insert(&mut self, class: Class, offset: u64, bytes: Box<[u8]>) {
         let page = Page {
+            offset,
             bytes,
             class,
             dirty: false,
             writing: false,
             used: true,
         };
-        if self.pages.len() >= self.limit {
+        if self.places.len() >= self.limit {
             self.evict();
         }
         if self.clock.len() > 4 * self.limit {
             // Places of pages that were forgotten.
-            self.clock = self.pages.keys().copied().collect();
+            self.clock = self.places.keys().copied().collect();
         }
-        match self.pages.insert(offset, page) {
-            None => self.clock.push_back(offset),
-            Some(old) => self.dirty -= usize::from(old.dirty),
+        if self.remove(offset).is_none() {
+            self.clock.push_back(offset);
         }
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.pages[place as usize] = page;
+                place
+            }
+            None => {
+                self.pages.push(page);
+                self.pages.len() as u32 - 1
+            }
+        };
+        self.places.insert(offset, place);
+    }
+
+    /// Lets a page go, if there is one.
+    fn remove(&mut self, offset: u64) -> Option<()> {
+        let place = self.places.remove(&offset)?;
+        let page = self.pages.get_mut(place as usize)?;
+        self.dirty -= usize::from(std::mem::take(&mut page.dirty));
+        page.bytes = Box::default();
+        if matches!(page.class, Class::L1 | Class::L2) {
+            self.reshape();
+        }
+        self.free.push(place);
+        Some(())
+    }
+
+    /// The page at an offset that is the start of one.
+    fn at_start(&mut self, offset: u64) -> Option<&mut Page> {
+        let place = self.places.get(&offset)?;
+        self.pages.get_mut(*place as usize)
     }
 
     /// Lets one clean page go. All may be dirty: then nothing goes, and what makes pages dirty waits.
@@ -187,14 +262,14 @@ impl Pages {
             let Some(offset) = self.clock.pop_front() else {
                 return;
             };
-            let Some(page) = self.pages.get_mut(&offset) else {
+            let Some(page) = self.at_start(offset) else {
                 continue;
             };
             if page.dirty || page.writing || std::mem::take(&mut page.used) {
                 self.clock.push_back(offset);
                 continue;
             }
-            self.pages.remove(&offset);
+            self.remove(offset);
             return;
         }
     }
@@ -204,30 +279,40 @@ impl Pages {
     pub(crate) fn forget(&mut self, offset: u64, len: u64) {
         let mut at = self.start(offset);
         while at < offset.saturating_add(len) {
-            if let Some(page) = self.pages.remove(&at) {
-                self.dirty -= usize::from(page.dirty);
-            }
+            self.remove(at);
             at += self.size;
         }
     }
 
     /// Forgets everything: all of it is on disk, and tables have moved.
     pub(crate) fn forget_all_clean(&mut self) {
-        self.pages.retain(|_, page| page.dirty || page.writing);
-        self.clock = self.pages.keys().copied().collect();
+        let clean = |place: u32| {
+            let page = self.pages.get(place as usize);
+            page.is_some_and(|page| !page.dirty && !page.writing)
+        };
+        let here = self.places.iter();
+        let gone: Vec<u64> = here
+            .filter(|(_, place)| clean(**place))
+            .map(|(offset, _)| *offset)
+            .collect();
+        for offset in gone {
+            self.remove(offset);
+        }
+        self.reshape();
+        self.clock = self.places.keys().copied().collect();
     }
 
     /// Copies of all dirty pages, in the order of their class and place. They count as clean from now on, and stay in
     /// memory until [`written`](Self::written). With `spare` refcounts stay dirty.
     pub(crate) fn take_dirty(&mut self, spare: bool) -> Vec<Copied> {
         let mut copies = Vec::with_capacity(self.dirty);
-        for (offset, page) in &mut self.pages {
+        for page in &mut self.pages {
             if page.dirty && !(spare && page.class == Class::RefBlock) {
                 page.dirty = false;
                 page.writing = true;
                 copies.push(Copied {
                     class: page.class,
-                    offset: *offset,
+                    offset: page.offset,
                     bytes: page.bytes.clone(),
                 });
             }
@@ -240,7 +325,7 @@ impl Pages {
     /// The copies have been written, or have not: then they are dirty again.
     pub(crate) fn written(&mut self, copies: &[Copied], failed: bool) {
         for copy in copies {
-            let Some(page) = self.pages.get_mut(&copy.offset) else {
+            let Some(page) = self.at_start(copy.offset) else {
                 continue;
             };
             page.writing = false;

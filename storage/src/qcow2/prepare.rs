@@ -34,7 +34,7 @@ impl Cx {
         let (outcome, _) = self.io.write_bytes(top.file, 0, &bytes).await;
         outcome?;
         self.io.flush(top.file).await?;
-        top.meta().header = header;
+        top.meta().set_header(header);
         Ok(())
     }
 

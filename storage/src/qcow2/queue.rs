@@ -1,23 +1,18 @@
 use std::sync::Arc;
 
+use treaty_buffers::IoBuffers;
 use treaty_worker::Turn;
 
 use super::cx::Cx;
+use super::direct::{Direct, Directs};
 use super::image::Image;
 use super::meta::What;
 use crate::check::check;
 use crate::job::{Job, Jobs, Mail, Stores};
 use crate::{BlockQueue, Capabilities, Finished, Request, RequestKind, StorageError};
 
-/// In the tag of an operation: it is a whole request that went straight to the store.
+/// In the tag of a store's operation: it is a whole request.
 const DIRECT: u32 = 1 << 31;
-
-/// A request that is one operation of one store.
-#[derive(Clone, Copy)]
-struct Direct {
-    tag: u32,
-    epoch: u64,
-}
 
 /// One worker's way into an image. Requests whose place is known and stays go straight to the store; all others become
 /// jobs.
@@ -27,8 +22,7 @@ pub(crate) struct Qcow2Queue {
     mail: Arc<Mail>,
     jobs: Jobs,
     stores: Stores,
-    direct: Vec<Direct>,
-    free: Vec<u32>,
+    directs: Directs,
     /// Reused lists.
     outbox: Vec<(u16, Request)>,
     new_jobs: Vec<Job>,
@@ -42,15 +36,14 @@ pub(crate) struct Qcow2Queue {
 impl Qcow2Queue {
     pub(crate) fn new(image: &Arc<Image>) -> Result<Self, StorageError> {
         let (cx, mail) = image.context()?;
-        let queues: Result<Vec<_>, _> = image.stores.iter().map(|store| store.queue()).collect();
+        let data = image.stores.get(usize::from(image.top().data));
         Ok(Self {
             capabilities: image.capabilities(),
             jobs: Jobs::new(mail.clone()),
             cx,
             mail,
-            stores: Stores::new(queues?),
-            direct: Vec::new(),
-            free: Vec::new(),
+            stores: Stores::new(&image.stores)?,
+            directs: Directs::new(data.and_then(|store| store.plain_file())),
             outbox: Vec::new(),
             new_jobs: Vec::new(),
             ended: Vec::new(),
@@ -84,37 +77,36 @@ impl Qcow2Queue {
         if write && (self.capabilities.read_only || !meta.prepared || meta.corrupt) {
             return None;
         }
-        let run = meta.run(&top.geometry, offset, len).ok()?;
-        match run.what {
-            What::Data { at, ours } if run.len == len && (ours || !write) => {
-                if write && meta.is_fixed(&top.geometry, at) && !top.geometry.data_file {
-                    return None;
-                }
-                Some((at, meta.guards.enter()))
+        let near = meta.near_data(&top.geometry, offset, len);
+        let (at, ours) = near.or_else(|| {
+            let run = meta.run(&top.geometry, offset, len).ok()?;
+            match run.what {
+                What::Data { at, ours } if run.len == len => Some((at, ours)),
+                _ => None,
             }
-            _ => None,
+        })?;
+        if write && (!ours || !top.geometry.data_file && meta.is_fixed(&top.geometry, at)) {
+            return None;
         }
+        Some((at, meta.guards.enter()))
     }
 
     #[inline]
-    fn submit_direct(&mut self, turn: &mut Turn<'_>, epoch: u64, request: Request) {
-        let entry = Direct {
-            tag: request.tag,
-            epoch,
-        };
-        let index = match self.free.pop() {
-            Some(index) => {
-                self.direct[index as usize] = entry;
-                index
-            }
-            None => {
-                self.direct.push(entry);
-                self.direct.len() as u32 - 1
-            }
-        };
+    fn submit_direct(&mut self, turn: &mut Turn<'_>, direct: Direct, buffers: IoBuffers) {
+        let index = self.directs.add(direct);
+        match self.directs.start(&direct, buffers) {
+            Ok(operation) => self.stores.submit_own(turn, operation, index),
+            Err(buffers) => self.submit_to_store(turn, index, &direct, buffers),
+        }
+    }
+
+    /// Lets the data file's own queue do it.
+    #[inline(never)]
+    fn submit_to_store(&mut self, turn: &mut Turn<'_>, index: u32, direct: &Direct, buffers: IoBuffers) {
         let request = Request {
             tag: index | DIRECT,
-            ..request
+            kind: direct.kind(),
+            buffers,
         };
         self.stores.submit(turn, self.cx.image.top().data, request);
     }
@@ -179,50 +171,82 @@ impl Qcow2Queue {
         }
     }
 
-    #[inline]
+    /// A whole request has ended at its store.
     fn direct_ended(&mut self, mut finished: Finished) {
         let index = finished.tag & !DIRECT;
-        let Some(Direct { tag, epoch }) = self.direct.get(index as usize).copied() else {
+        let Some(direct) = self.directs.get(index) else {
             return;
         };
-        self.free.push(index);
-        finished.tag = tag;
-        if self.cx.image.top().meta().guards.leave(epoch) {
+        self.directs.remove(index);
+        finished.tag = direct.tag;
+        self.leave(direct.epoch, 1);
+        self.finished.push(finished);
+    }
+
+    /// Takes what has ended at the data file itself. True if anything did.
+    fn poll_file(&mut self, turn: &mut Turn<'_>) -> bool {
+        let mut any = false;
+        let (mut epoch, mut ended) = (0, 0);
+        while let Some(completion) = self.stores.next_own(turn) {
+            any = true;
+            let index = completion.key as u32;
+            let Some(direct) = self.directs.get(index) else {
+                continue;
+            };
+            if !self.directs.ended(&direct, &completion.result) {
+                self.submit_to_store(turn, index, &direct, completion.buffers);
+                continue;
+            }
+            self.directs.remove(index);
+            if direct.epoch != epoch {
+                self.leave(epoch, ended);
+                (epoch, ended) = (direct.epoch, 0);
+            }
+            ended += 1;
+            self.finished.push(Finished {
+                tag: direct.tag,
+                result: Ok(()),
+                buffers: completion.buffers,
+            });
+        }
+        self.leave(epoch, ended);
+        any
+    }
+
+    /// So many requests give back their guards.
+    #[inline]
+    fn leave(&self, epoch: u64, requests: u64) {
+        if requests > 0 && self.cx.image.top().meta().guards.leave_many(epoch, requests) {
             self.cx.io.spawn(self.cx.reap());
         }
-        self.finished.push(finished);
     }
 }
 
 impl BlockQueue for Qcow2Queue {
     fn submit(&mut self, turn: &mut Turn<'_>, request: Request) {
         self.requests += 1;
-        let len = request.buffers.len() as u64;
-        let place = match request.kind {
-            RequestKind::Read { offset } => self.place(offset, len, false),
-            RequestKind::Write { offset, .. } => self.place(offset, len, true),
-            _ => None,
-        };
-        match (place, request.kind) {
-            (Some((offset, epoch)), RequestKind::Read { .. }) => {
-                let kind = RequestKind::Read { offset };
-                self.submit_direct(turn, epoch, Request { kind, ..request });
-            }
+        let Request { tag, kind, buffers } = request;
+        let len = buffers.len() as u64;
+        let (write, place) = match kind {
+            RequestKind::Read { offset } => (false, self.place(offset, len, false)),
             // A durable write is more than one operation if the mapping is not durable.
-            (Some((offset, epoch)), RequestKind::Write { durable: false, .. }) => {
-                let kind = RequestKind::Write {
-                    offset,
-                    durable: false,
-                };
-                self.submit_direct(turn, epoch, Request { kind, ..request });
-            }
-            (place, _) => {
-                if let Some((_, epoch)) = place {
-                    self.cx.image.top().meta().guards.leave(epoch);
-                }
-                self.submit_other(turn, request);
-            }
-        }
+            RequestKind::Write {
+                offset,
+                durable: false,
+            } => (true, self.place(offset, len, true)),
+            _ => (false, None),
+        };
+        let Some((at, epoch)) = place else {
+            return self.submit_other(turn, Request { tag, kind, buffers });
+        };
+        let direct = Direct {
+            tag,
+            write,
+            epoch,
+            at,
+            len,
+        };
+        self.submit_direct(turn, direct, buffers);
     }
 
     fn poll(&mut self, turn: &mut Turn<'_>, done: &mut Vec<Finished>) {
@@ -232,8 +256,9 @@ impl BlockQueue for Qcow2Queue {
         }
         let mut ended = std::mem::take(&mut self.ended);
         loop {
+            let mut any = self.poll_file(turn);
             self.stores.poll(turn, &mut ended);
-            let any = !ended.is_empty();
+            any |= !ended.is_empty();
             for finished in ended.drain(..) {
                 if finished.tag & DIRECT != 0 {
                     self.direct_ended(finished);
@@ -241,7 +266,7 @@ impl BlockQueue for Qcow2Queue {
                     self.cx.io.ended(finished);
                 }
             }
-            if !self.settle(turn) && !any {
+            if !self.settle(turn) && !any && !self.stores.has_own() {
                 break;
             }
         }

@@ -83,7 +83,7 @@ impl Cx {
             self.change_head(at as usize, &name).await?;
         }
         self.change_head(0, &sector).await?;
-        top.meta().header = header;
+        top.meta().set_header(header);
         Ok(())
     }
 

@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -76,6 +77,26 @@ impl RawImage {
     }
 }
 
+/// A file without alignment of memory, for an image format whose data lies in it: whole blocks go from and to it without
+/// the file's own [queue](crate::BlockQueue), which is for everything else. What then fails or comes back short is repeated
+/// through the queue, which knows what that means.
+#[derive(Clone)]
+pub struct PlainFile(Arc<RawFile>);
+
+impl PlainFile {
+    pub(crate) fn fd(&self) -> RawFd {
+        self.0.file.as_raw_fd()
+    }
+
+    /// A write up to `end` has completed.
+    #[inline]
+    pub(crate) fn wrote_to(&self, end: u64) {
+        if end > self.0.len {
+            self.0.state.grew_to(end);
+        }
+    }
+}
+
 impl Drop for RawFile {
     fn drop(&mut self) {
         unlock(&self.file);
@@ -110,6 +131,10 @@ impl BlockImage for RawImage {
     fn queue(&self) -> Result<Box<dyn BlockQueue>, StorageError> {
         let share = Share::take(&self.0)?;
         Ok(Box::new(RawQueue::new(self.0.clone(), share)))
+    }
+
+    fn plain_file(&self) -> Option<PlainFile> {
+        (self.0.alignment == 1).then(|| PlainFile(self.0.clone()))
     }
 
     fn map(&self, offset: u64, len: u64) -> Result<Vec<Extent>, StorageError> {
