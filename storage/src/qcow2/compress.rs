@@ -1,6 +1,7 @@
 use std::io::Write;
 
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
+use libdeflater::Decompressor;
 
 use super::header::Compression;
 
@@ -13,6 +14,10 @@ pub(crate) fn unpack(kind: Compression, packed: &[u8], cluster: usize) -> Option
     let mut plain = vec![0; cluster];
     match kind {
         Compression::Zlib => {
+            // The usual case in one go; what is cut off, or longer than a cluster, a byte at a time.
+            if Decompressor::new().deflate_decompress(packed, &mut plain) == Ok(cluster) {
+                return Some(plain);
+            }
             let mut inflate = Decompress::new(false);
             // An error at the end of the output is no loss: the cluster is full.
             let _ = inflate.decompress(packed, &mut plain, FlushDecompress::Finish);

@@ -3,8 +3,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cx::Cx;
 use super::geometry::Geometry;
+use super::lanes::Lanes;
 use super::meta::Meta;
-use super::read::Unpacked;
+use super::unpacked::Unpacked;
 use crate::job::{Io, Mail};
 use crate::{BlockImage, Capabilities, StorageError};
 
@@ -40,6 +41,7 @@ pub(crate) struct Image {
     pub(crate) stores: Vec<Arc<dyn BlockImage>>,
     pub(crate) read_only: bool,
     pub(crate) unpacked: Mutex<Unpacked>,
+    pub(crate) lanes: Lanes,
 }
 
 impl Image {

@@ -3,14 +3,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use treaty_worker::ReactorKind;
+
 use super::check::Repair;
 use super::geometry::Geometry;
 use super::header::{Header, extension, incompatible};
 use super::image::{Image, Layer, Leaf};
+use super::lanes::Lanes;
 use super::manage::Qcow2Image;
 use super::meta::Meta;
-use super::read::Unpacked;
 use super::snapshot::Snapshot;
+use super::unpacked::Unpacked;
 use crate::open::open_store;
 use crate::{BlockImage, Blocking, Format, LockTime, OpenOptions, StorageError};
 
@@ -210,6 +213,7 @@ impl<'a> Chain<'a> {
             stores: self.stores,
             read_only: self.options.read_only,
             unpacked: Mutex::new(Unpacked::default()),
+            lanes: Lanes::default(),
         }
     }
 
@@ -428,7 +432,7 @@ fn folder(path: &Path) -> std::io::Result<PathBuf> {
 /// Reads and checks a header.
 fn read_header(path: &Path, store: &Arc<dyn BlockImage>) -> Result<Header, StorageError> {
     let block = store.capabilities().block_size as usize;
-    let mut blocking = Blocking::new(store.clone())?;
+    let mut blocking = Blocking::with_reactor(store.clone(), ReactorKind::Inline)?;
     let mut bytes = vec![0; block.max(512)];
     blocking.read_at(0, &mut bytes)?;
     let bits = super::bytes::be32(&bytes, 20).unwrap_or(0).min(21);

@@ -3,10 +3,11 @@ use std::sync::Arc;
 
 use treaty_buffers::IoBuffers;
 
-use super::compress::unpack;
 use super::cx::{Cx, Done};
+use super::lanes::Packed;
 use super::meta::What;
 use super::pages::damaged;
+use super::unpacked::{Source, find};
 use crate::check::MAX_LEN;
 use crate::job::IoFuture;
 use crate::{Finished, RequestKind};
@@ -14,36 +15,11 @@ use crate::{Finished, RequestKind};
 /// Operations that one request has under way at once.
 const MAX_AT_ONCE: usize = 64;
 
-/// Clusters that were unpacked last and are kept.
-const KEPT: usize = 8;
-
 /// A part of a request, and the layer that is asked for it.
 struct Part {
     layer: usize,
     offset: u64,
     buffers: IoBuffers,
-}
-
-/// The most recently unpacked clusters, by layer and place.
-#[derive(Default)]
-pub(crate) struct Unpacked(VecDeque<(usize, u64, Arc<Vec<u8>>)>);
-
-impl Unpacked {
-    fn find(&self, layer: usize, offset: u64) -> Option<Arc<Vec<u8>>> {
-        let found = self.0.iter().find(|(l, o, _)| (*l, *o) == (layer, offset));
-        found.map(|(_, _, plain)| plain.clone())
-    }
-
-    fn keep(&mut self, layer: usize, offset: u64, plain: Arc<Vec<u8>>) {
-        if self.0.len() >= KEPT {
-            self.0.pop_front();
-        }
-        self.0.push_back((layer, offset, plain));
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
-    }
 }
 
 /// Operations under way, oldest first.
@@ -187,11 +163,28 @@ impl Cx {
         Ok(())
     }
 
-    /// A compressed cluster's contents.
+    /// A compressed cluster's contents. Who wants the same at the same time shares the work.
     async fn unpacked(&self, layer: usize, at: u64, bytes: u64) -> Done<Arc<Vec<u8>>> {
-        if let Some(plain) = self.image.unpacked().find(layer, at) {
-            return Ok(plain);
+        loop {
+            match find(&self.image, (layer, at)) {
+                Source::Kept(plain) => return Ok(plain),
+                Source::Other(wanted) => {
+                    if let Some(plain) = wanted.wait().await {
+                        return Ok(plain);
+                    }
+                    // It has failed there: here it fails for a reason of its own.
+                }
+                Source::Mine(mine) => {
+                    let plain = Arc::new(self.unpack(layer, at, bytes).await?);
+                    mine.finish(&plain);
+                    return Ok(plain);
+                }
+            }
         }
+    }
+
+    /// Reads and unpacks a compressed cluster.
+    async fn unpack(&self, layer: usize, at: u64, bytes: u64) -> Done<Vec<u8>> {
         if at.saturating_add(bytes) > MAX_LEN {
             return Err(damaged(format!("compressed data at byte {at}")));
         }
@@ -199,18 +192,26 @@ impl Cx {
         let block = u64::from(self.image.stores[usize::from(of.file)].capabilities().block_size);
         let start = at & !(block - 1);
         let len = (at + bytes).next_multiple_of(block) - start;
-        let packed = self.io.read_block(of.file, start, len as usize).await?;
+        let read = self.io.read_block(of.file, start, len as usize).await?;
         let mut data = vec![0; bytes as usize];
-        part(&packed.buffers(), at - start, bytes).copy_to(&mut data);
-        let cluster = of.geometry.cluster() as usize;
-        let plain = unpack(of.geometry.compression, &data, cluster).ok_or_else(|| {
+        part(&read.buffers(), at - start, bytes).copy_to(&mut data);
+        let packed = Packed {
+            kind: of.geometry.compression,
+            bytes: data,
+            cluster: of.geometry.cluster() as usize,
+        };
+        // Waking a thread takes longer than a cluster alone would gain.
+        let alone = self.image.unpacked().under_way() < 2;
+        let plain = if alone {
+            packed.unpack()
+        } else {
+            self.image.lanes.unpack(packed).await
+        };
+        plain.ok_or_else(|| {
             damaged(format!(
                 "the compressed cluster at byte {at} of {}",
                 of.path.display()
             ))
-        })?;
-        let plain = Arc::new(plain);
-        self.image.unpacked().keep(layer, at, plain.clone());
-        Ok(plain)
+        })
     }
 }

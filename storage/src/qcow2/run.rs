@@ -65,7 +65,7 @@ impl Session {
     pub(crate) fn new(image: &Arc<Image>) -> Result<Self, StorageError> {
         // The next job may come from another thread, and an io_uring has one thread for ever.
         let local =
-            Local::new("image", ReactorKind::Epoll).map_err(|error| host("set up a worker", error))?;
+            Local::new("image", ReactorKind::Inline).map_err(|error| host("set up a worker", error))?;
         let queue = Qcow2Queue::new(image)?;
         let cx = queue.cx().clone();
         let desk = Arc::new(Mutex::new(Desk::default()));
