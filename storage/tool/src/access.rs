@@ -3,6 +3,8 @@ use std::sync::Arc;
 use treaty_buffers::{AlignedBlock, IoBuffers};
 use treaty_storage::{BlockImage, Blocking, Capabilities, RequestKind, StorageError};
 
+use treaty_worker::ReactorKind;
+
 use crate::ToolError;
 
 /// Alignment of memory for any file, in bytes.
@@ -18,7 +20,7 @@ impl Access {
     /// A way into `image` for this thread.
     pub fn new(image: &Arc<dyn BlockImage>) -> Result<Self, ToolError> {
         Ok(Self {
-            blocking: Blocking::new(image.clone())?,
+            blocking: Blocking::with_reactor(image.clone(), ReactorKind::Inline)?,
             capabilities: image.capabilities(),
         })
     }

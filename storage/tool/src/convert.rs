@@ -1,4 +1,5 @@
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use treaty_buffers::AlignedBlock;
 use treaty_storage::BlockImage;
@@ -53,17 +54,24 @@ pub struct Copied {
     pub unreadable: Vec<(u64, String)>,
 }
 
-/// What a thread says of the piece that it was given.
+/// What has become of a piece.
 enum Said {
     /// It is copied.
     Done,
-    /// It is to be written like this: the thread that gave it out does that, as it alone reaches the image's tables.
-    Packed(Piece, Vec<u8>),
-    Failed(ToolError),
+    /// It is to be written like this, by one thread at a time.
+    Packed(Vec<u8>),
 }
 
-/// Pieces that a thread has to work on, counted with the one that it works on.
-const AHEAD: usize = 4;
+/// What is left to do: each thread takes the next piece when it has done one, so that none waits for another.
+struct Rest<'a> {
+    pieces: Pieces<'a>,
+    /// Some thread has failed, or there is nothing more.
+    over: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Copies `sources`, one behind the other, to `target`, which is at least as long as all of them.
 pub fn convert(
@@ -91,41 +99,25 @@ pub fn convert(
             backing_len: job.backing_len,
         },
     )?;
-    let threads = job.threads.max(1);
-    let (give, taken) = mpsc::channel::<Piece>();
-    let (say, said) = mpsc::channel::<Said>();
-    let taken = Mutex::new(taken);
-    let (given, parts) = std::thread::scope(|scope| {
-        let others: Vec<_> = (0..threads)
-            .map(|_| {
-                let (say, taken) = (say.clone(), &taken);
-                scope.spawn(move || {
-                    let mut copier = Copier::new(job, sources, target, piece_len, progress);
-                    loop {
-                        let piece = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                        let Ok(piece) = piece else { break };
-                        let answer = match &mut copier {
-                            Ok(copier) => copier.piece(&piece).unwrap_or_else(Said::Failed),
-                            Err(_) => break,
-                        };
-                        // Nobody listens any more: somebody else has failed.
-                        let _ = say.send(answer);
-                    }
-                    copier.map(|copier| copier.copied)
-                })
-            })
+    let work = Work {
+        job,
+        progress,
+        piece_len,
+        started: Instant::now(),
+        rest: Mutex::new(Rest { pieces, over: false }),
+        packing: Mutex::new(()),
+    };
+    let parts: Vec<Result<Copied, ToolError>> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..job.threads)
+            .map(|_| scope.spawn(|| work.run(sources, target)))
             .collect();
-        drop(say);
-        let given = hand_out(pieces, threads * AHEAD, give, &said, job, progress);
-        let parts: Vec<Result<Copied, ToolError>> = others
-            .into_iter()
-            .map(|other| {
-                other
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect();
-        (given, parts)
+        let mine = work.run(sources, target);
+        let theirs = others.into_iter().map(|other| {
+            other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        std::iter::once(mine).chain(theirs).collect()
     });
     let mut all = Copied::default();
     for part in parts {
@@ -134,7 +126,6 @@ pub fn convert(
         all.other_bytes += part.other_bytes;
         all.unreadable.extend(part.unreadable);
     }
-    given?;
     all.unreadable.sort();
     if job.flush {
         Access::new(target)?.flush()?;
@@ -142,49 +133,74 @@ pub fn convert(
     Ok(all)
 }
 
-/// Gives every piece to some thread, and does what the threads leave to it.
-fn hand_out(
-    mut pieces: Pieces<'_>,
-    most: usize,
-    give: mpsc::Sender<Piece>,
-    said: &mpsc::Receiver<Said>,
-    job: &Conversion,
-    progress: &Progress,
-) -> Result<(), ToolError> {
-    let started = std::time::Instant::now();
-    let (mut out, mut more) = (0, true);
-    loop {
-        while more && out < most {
-            match pieces.next()? {
-                Some(piece) if give.send(piece).is_ok() => out += 1,
-                _ => more = false,
-            }
-            hold_back(job.bytes_per_second, progress, started);
+/// What the threads of a copy share.
+struct Work<'a> {
+    job: &'a Conversion,
+    progress: &'a Progress,
+    piece_len: u64,
+    started: Instant,
+    rest: Mutex<Rest<'a>>,
+    /// Compressed clusters are put behind each other: one at a time.
+    packing: Mutex<()>,
+}
+
+impl Work<'_> {
+    /// One thread's part. If it fails, the others end as well.
+    fn run(
+        &self,
+        sources: &[Arc<dyn BlockImage>],
+        target: &Arc<dyn BlockImage>,
+    ) -> Result<Copied, ToolError> {
+        let end = self.pieces(sources, target);
+        if end.is_err() {
+            lock(&self.rest).over = true;
         }
-        if out == 0 {
+        end
+    }
+
+    fn pieces(
+        &self,
+        sources: &[Arc<dyn BlockImage>],
+        target: &Arc<dyn BlockImage>,
+    ) -> Result<Copied, ToolError> {
+        let mut copier = Copier::new(self.job, sources, target, self.piece_len, self.progress)?;
+        while let Some(piece) = self.next()? {
+            match copier.piece(&piece)? {
+                Said::Done => {}
+                Said::Packed(packed) => self.write_packed(&piece, packed)?,
+            }
+        }
+        Ok(copier.copied)
+    }
+
+    /// The next piece, as soon as the rate allows.
+    fn next(&self) -> Result<Option<Piece>, ToolError> {
+        let mut rest = lock(&self.rest);
+        hold_back(self.job.bytes_per_second, self.progress, self.started);
+        if rest.over {
+            return Ok(None);
+        }
+        let piece = rest.pieces.next()?;
+        rest.over = piece.is_none();
+        Ok(piece)
+    }
+
+    fn write_packed(&self, piece: &Piece, packed: Vec<u8>) -> Result<(), ToolError> {
+        let Some(image) = &self.job.compress else {
             return Ok(());
-        }
-        match said.recv() {
-            Ok(Said::Done) => {}
-            Ok(Said::Packed(piece, packed)) => {
-                if let Some(image) = &job.compress {
-                    let failed = |source| ToolError::Write {
-                        offset: piece.offset,
-                        source: Box::new(source),
-                    };
-                    image.write_packed(piece.offset, packed).map_err(failed)?;
-                }
-            }
-            Ok(Said::Failed(error)) => return Err(error),
-            // No thread could begin; each says why.
-            Err(_) => return Ok(()),
-        }
-        out -= 1;
+        };
+        let _one = lock(&self.packing);
+        image
+            .write_packed(piece.offset, packed)
+            .map_err(|source| ToolError::Write {
+                offset: piece.offset,
+                source: Box::new(source),
+            })
     }
 }
 
 /// Sleeps as long as more was done than the rate allows.
-fn hold_back(bytes_per_second: u64, progress: &Progress, started: std::time::Instant) {
+fn hold_back(bytes_per_second: u64, progress: &Progress, started: Instant) {
     if bytes_per_second == 0 {
         return;
     }
@@ -300,7 +316,7 @@ impl<'a> Copier<'a> {
         {
             self.copied.data_bytes += piece.len;
             self.runs = found;
-            return Ok(Said::Packed(*piece, packed));
+            return Ok(Said::Packed(packed));
         }
         for run in &found {
             let to = piece.offset + run.start as u64;
