@@ -9,6 +9,7 @@ mod callgrind;
 pub mod compare;
 mod cores;
 mod net;
+mod qcow2;
 mod report;
 mod ring;
 mod vhost;
@@ -18,7 +19,7 @@ use anyhow::{Result, bail};
 pub use report::{Better, Case, Report};
 
 /// The benchmarks, and what each compares.
-pub const NAMES: [(&str, &str); 5] = [
+pub const NAMES: [(&str, &str); 6] = [
     (
         "ring",
         "both ring layouts with virtio-queue and vhost-user-backend",
@@ -33,9 +34,10 @@ pub const NAMES: [(&str, &str); 5] = [
         "vhost-net",
         "treaty serve net with DPDK's vhost, DPDK's virtio-user as the client",
     ),
+    ("qcow2", "treaty img with qemu-img, on the same images"),
 ];
 
-/// Runs a benchmark, or of the vhost ones only the cases that have `only` in their names; minutes for some.
+/// Runs a benchmark, or of qcow2 and the vhost ones only the cases that have `only` in their names; minutes for some.
 pub fn run(name: &str, only: &str) -> Result<Report> {
     if cfg!(debug_assertions) {
         bail!("this is a debug build, whose figures mean nothing: build with --release");
@@ -46,6 +48,7 @@ pub fn run(name: &str, only: &str) -> Result<Report> {
         "net" => net::report(),
         "vhost-blk" => vhost::blk::report(only),
         "vhost-net" => vhost::net::report(only),
+        "qcow2" => qcow2::report(only),
         _ => {
             let known = NAMES.map(|(name, _)| name).join(", ");
             bail!("there is no benchmark {name:?}; there are {known}")

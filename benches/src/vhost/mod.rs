@@ -4,3 +4,5 @@ mod client;
 mod daemon;
 pub mod net;
 mod sample;
+
+pub use daemon::{Peers, Scratch, counted, treaty};

@@ -11,12 +11,12 @@ use crate::output;
 /// Instruction counts need valgrind. Programs that are not installed are fetched as Debian packages and not installed.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to compare: ring, blk, net, vhost-blk or vhost-net. Without: a list of them.
+    /// What to compare: ring, blk, net, vhost-blk, vhost-net or qcow2. Without: a list of them.
     name: Option<String>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
-    /// Of vhost-blk and vhost-net, run only the cases that have this in their names.
+    /// Of vhost-blk, vhost-net and qcow2, run only the cases that have this in their names.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
     /// Instead of a report, fail if an instruction count is over what has been reached (ring).

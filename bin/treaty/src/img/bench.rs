@@ -48,6 +48,9 @@ pub struct Args {
     /// Cache mode.
     #[arg(short = 't', long, default_value = "writeback", value_name = "MODE")]
     cache: String,
+    /// Memory for the tables of a qcow2 image.
+    #[arg(long, value_name = "SIZE")]
+    cache_size: Option<Size>,
     /// Say nothing.
     #[arg(short, long)]
     quiet: bool,
@@ -63,6 +66,7 @@ pub fn main(args: &Args, allowed: Allowed) -> anyhow::Result<u8> {
         writable: args.write,
         cache: &args.cache,
         share: args.force_share,
+        tables: args.cache_size.map(|size| size.0),
         ..Opening::reading(&args.path, args.format.as_deref(), allowed)
     };
     let image = opening.open()?;

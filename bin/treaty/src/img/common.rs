@@ -115,6 +115,8 @@ pub struct Opening<'a> {
     pub alone: bool,
     /// Even if it is marked as corrupt.
     pub corrupt: bool,
+    /// Bytes of memory for the tables of a qcow2 image, if they are not the usual ones.
+    pub tables: Option<u64>,
 }
 
 impl<'a> Opening<'a> {
@@ -129,6 +131,7 @@ impl<'a> Opening<'a> {
             share: false,
             alone: false,
             corrupt: false,
+            tables: None,
         }
     }
 
@@ -151,6 +154,7 @@ impl<'a> Opening<'a> {
     }
 
     fn options(&self, kind: Kind) -> anyhow::Result<OpenOptions> {
+        let usual = Qcow2Options::default();
         Ok(OpenOptions {
             format: kind.format(),
             read_only: !self.writable,
@@ -165,7 +169,7 @@ impl<'a> Opening<'a> {
                 backing: self.allowed.backing(),
                 alone: self.alone,
                 corrupt: self.corrupt,
-                ..Qcow2Options::default()
+                cache_bytes: self.tables.unwrap_or(usual.cache_bytes),
             },
             ..OpenOptions::raw(self.path)
         })
