@@ -2,8 +2,9 @@
 //!
 //! An `Image` is a chain of qcow2 files over the stores that hold them. Its metadata is in memory in
 //! pages (`pages`); requests look there and change it (`meta`), and what they miss is loaded and they look again
-//! (`cx`). A request that one look can place goes straight to the store (`queue`); all others are jobs: `read`,
-//! `write`, `zero`. `sync` brings changes to the disk in a safe order, `space` and `guards` say which clusters
+//! (`cx`). A request that one look can place (`near`) goes straight to the file or the store (`queue`, `direct`); all
+//! others are jobs: `read`, `write`, `zero`. Compressed clusters are unpacked on threads of their own (`unpacked`,
+//! `lanes`). `sync` brings changes to the disk in a safe order, `space` and `guards` say which clusters
 //! may be used.
 
 mod bytes;
