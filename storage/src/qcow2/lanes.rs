@@ -107,12 +107,12 @@ impl Lanes {
 }
 
 impl Threads {
-    /// As many threads as there are CPUs; without any, everything is done by whoever asks.
+    /// Two threads for a CPU, as other programs may hold one up; without any, everything is done by whoever asks.
     fn start(&mut self) {
         let (sender, receiver) = sync_channel(MAX_WAITING);
         let receiver = Arc::new(Mutex::new(receiver));
         let count = std::thread::available_parallelism().map_or(1, usize::from);
-        for _ in 0..count.min(MAX_THREADS) {
+        for _ in 0..(2 * count).min(MAX_THREADS) {
             let receiver = receiver.clone();
             let builder = std::thread::Builder::new().name("unpack".to_owned());
             if let Ok(thread) = builder.spawn(move || serve(&receiver)) {
