@@ -216,6 +216,14 @@ pub const RULES: &[Rule] = &[
         reason: "a limit that the operator set held requests back for a tenth of the time or more; whatever else is slow is hidden behind it",
     },
     Rule {
+        id: "back-end-room",
+        question: Saturation,
+        verdict: "saturated by its back-end",
+        when: &[AtLeast(Backpressure, NOTICED), AtLeast(Net, 1.0)],
+        change: "look at who takes the packets: the bridge, the tap's queue length (ip link set TAP txqueuelen N), the process behind the socket",
+        reason: "the worker stopped taking packets because the other side had no room, in a tenth of its looks or more",
+    },
+    Rule {
         id: "worker-late",
         question: Saturation,
         verdict: "saturated by its worker",
@@ -231,14 +239,6 @@ pub const RULES: &[Rule] = &[
         change: "more queues with a worker each (queues=N, workers=N), so that another processor helps; cache=none if the worker copies \
                  from the page cache",
         reason: "requests spend most of their time in the thread that handles them, not behind it: a second thread would share the work",
-    },
-    Rule {
-        id: "back-end-room",
-        question: Saturation,
-        verdict: "saturated by its back-end",
-        when: &[AtLeast(Backpressure, NOTICED), AtLeast(Net, 1.0)],
-        change: "look at who takes the packets: the bridge, the tap's queue length (ip link set TAP txqueuelen N), the process behind the socket",
-        reason: "the worker stopped taking packets because the other side had no room, in a tenth of its looks or more",
     },
     Rule {
         id: "back-end-net",

@@ -7,8 +7,8 @@ use crate::plan::Severity::{self, Note, Refused};
 pub(super) const DEVICES: [(&str, Severity, &str); 28] = [
     ("vfio-", Refused, "host devices are not passed through; `treaty audit` says whether this one must be, virtio is the other way"),
     ("virtio-scsi", Refused, "use virtio-blk: -device virtio-blk-pci,drive=ID"),
-    ("lsi53c", Refused, "use virtio-blk (-device virtio-blk-pci,drive=ID), or IDE for a guest without virtio drivers"),
-    ("scsi-", Refused, "use virtio-blk (-device virtio-blk-pci,drive=ID), or ide-hd and ide-cd"),
+    ("lsi53c", Refused, "use virtio-blk (-device virtio-blk-pci,drive=ID); `treaty run --disk ..,if=scsi` has an LSI 53C895A"),
+    ("scsi-", Refused, "use virtio-blk (-device virtio-blk-pci,drive=ID), or ide-hd and ide-cd; `treaty run --disk ..,if=scsi` has SCSI disks"),
     ("if=scsi", Refused, "use if=virtio or if=ide"),
     ("if=pflash", Refused, "UEFI is not run: SeaBIOS starts what a BIOS would; leave it out, or give -kernel"),
     ("if=floppy", Refused, "there is no floppy drive; use if=virtio"),
