@@ -12,9 +12,11 @@ mod net;
 mod qcow2;
 mod report;
 mod ring;
+mod telemetry;
 mod vhost;
 
 use anyhow::{Result, bail};
+use treaty_telemetry::Rule;
 
 pub use report::{Better, Case, Report};
 
@@ -26,6 +28,10 @@ pub const NAMES: [(&str, &str); 6] = [
     ),
     ("blk", "instructions of the disk device's turns over a null image"),
     ("net", "instructions of the network card's turns, 64-byte packets"),
+    (
+        "telemetry",
+        "what counters and stage times cost: on with off, instructions and times",
+    ),
     (
         "vhost-blk",
         "treaty serve blk with qemu-storage-daemon, libblkio as the client",
@@ -46,6 +52,7 @@ pub fn run(name: &str, only: &str) -> Result<Report> {
         "ring" => ring::report(),
         "blk" => blk::report(),
         "net" => net::report(),
+        "telemetry" => telemetry::report(),
         "vhost-blk" => vhost::blk::report(only),
         "vhost-net" => vhost::net::report(only),
         "qcow2" => qcow2::report(only),
@@ -60,7 +67,8 @@ pub fn run(name: &str, only: &str) -> Result<Report> {
 pub fn check(name: &str) -> Result<()> {
     match name {
         "ring" => ring::check(),
-        _ => bail!("only ring has counts that are checked"),
+        "telemetry" => telemetry::check(),
+        _ => bail!("only ring and telemetry have counts that are checked"),
     }
 }
 
@@ -68,8 +76,9 @@ pub fn check(name: &str) -> Result<()> {
 pub fn measure(name: &str, case: &str, side: &str) -> Result<()> {
     match name {
         "ring" => ring::measure(case, side),
-        "blk" => blk::measure(case),
-        "net" => net::measure(case),
+        "blk" => blk::measure(case, Rule::default()),
+        "net" => net::measure(case, Rule::default()),
+        "telemetry" => telemetry::measure(case, side),
         _ => bail!("{name} counts nothing"),
     }
 }

@@ -12,6 +12,7 @@ mod remote;
 mod serve;
 mod storage;
 mod target;
+mod telemetry;
 mod units;
 mod workers;
 
@@ -31,6 +32,7 @@ pub use remote::{VhostUserKind, VhostUserPlan};
 pub use serve::{DaemonPlan, Served, ServedPlan};
 pub use storage::{Amount, CacheChoice, OnError, ThrottlePlan};
 pub use target::CharTarget;
+pub use telemetry::TelemetryChoice;
 pub use units::MemorySize;
 pub use workers::{NumberList, PollChoice, WorkersPlan};
 
@@ -88,6 +90,8 @@ pub struct MachinePlan {
     pub vhost_users: Vec<VhostUserPlan>,
     /// A reboot ends the machine.
     pub no_reboot: bool,
+    /// Whether requests are timed.
+    pub telemetry: TelemetryChoice,
     /// Unix socket that the control API listens on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api: Option<PathBuf>,
@@ -114,6 +118,7 @@ impl Default for MachinePlan {
             poll_us: None,
             vhost_users: Vec::new(),
             no_reboot: false,
+            telemetry: TelemetryChoice::On,
             api: None,
         }
     }

@@ -176,7 +176,7 @@ impl EchoQueue {
 
 impl QueueTask for EchoQueue {
     fn turn(&mut self, turn: &mut Turn<'_>) -> Progress {
-        self.queue.disarm();
+        self.queue.disarm(turn);
         let mut budget = 64;
         while !turn.stopping() && budget > 0 && self.take(turn.now()) {
             budget -= 1;

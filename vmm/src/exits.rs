@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use treaty_kvm::VcpuStats;
+use treaty_telemetry::snapshot;
+use treaty_telemetry::{AccessClass, AccessCounters, Clock, Space, Ticks};
 
 use crate::posted::Posted;
 
 /// Counts of one boot, of all vCPUs together.
 pub(crate) struct Exits {
-    ports: AtomicU64,
-    memory: AtomicU64,
+    accesses: AccessCounters,
     posted: Arc<Posted>,
     kvm: Vec<VcpuStats>,
 }
@@ -19,26 +19,32 @@ pub(crate) struct Exits {
 impl Exits {
     pub(crate) fn new(posted: Arc<Posted>, kvm: Vec<VcpuStats>) -> Self {
         Self {
-            ports: AtomicU64::new(0),
-            memory: AtomicU64::new(0),
+            accesses: AccessCounters::default(),
             posted,
             kvm,
         }
     }
 
-    pub(crate) fn port(&self) {
-        self.ports.fetch_add(1, Ordering::Relaxed);
+    /// Does what an exit asks for, and counts it with the time that takes.
+    pub(crate) fn count(&self, space: Space, access: impl FnOnce()) {
+        let started = Ticks::now();
+        access();
+        let ns = Clock::new().ns(Ticks::now().since(started));
+        // What it was for is counted where it arrives.
+        self.accesses.count(AccessClass::Emulated, space, ns);
     }
 
-    pub(crate) fn memory(&self) {
-        self.memory.fetch_add(1, Ordering::Relaxed);
+    /// Those that reached the buses, whoever answered.
+    pub(crate) fn accesses(&self) -> snapshot::Exits {
+        snapshot::Exits::of(&self.accesses)
     }
 
     /// By name; `kvm_` are the kernel's own counts, in which those that it handles alone are too.
     pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        let accesses = self.accesses.of(AccessClass::Emulated);
         let mut counts = BTreeMap::from([
-            ("port".to_owned(), self.ports.load(Ordering::Relaxed)),
-            ("memory".to_owned(), self.memory.load(Ordering::Relaxed)),
+            ("port".to_owned(), accesses.pio),
+            ("memory".to_owned(), accesses.mmio),
             ("posted_writes".to_owned(), self.posted.count()),
         ]);
         for vcpu in &self.kvm {

@@ -1,15 +1,22 @@
 //! A device model that panics fails alone: from then on nobody answers at its registers, and the guest goes on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
-use treaty_bus::{Access, BusDevice};
-use treaty_pci::{BAR_COUNT, BarRange, PciDevice};
+use treaty_bus::{Access, BusDevice, BusTarget};
+use treaty_pci::{BAR_COUNT, BarRange, BarSpace, PciDevice};
+use treaty_telemetry::{AccessClass, AccessCounters, Clock, Space, Ticks};
+
+use crate::posted;
 
 /// A device that is not asked again once it has panicked.
 pub(crate) struct Guarded<T> {
     name: String,
     device: T,
     failed: bool,
+    /// What its registers are for, by BAR and offset.
+    class: fn(u8, u64) -> AccessClass,
+    accesses: Arc<AccessCounters>,
 }
 
 impl<T> Guarded<T> {
@@ -18,7 +25,24 @@ impl<T> Guarded<T> {
             name: name.into(),
             device,
             failed: false,
+            class: |_, _| AccessClass::Emulated,
+            accesses: Arc::default(),
         }
+    }
+
+    /// Its registers are for this, by BAR and offset.
+    pub(crate) fn with_class(self, class: fn(u8, u64) -> AccessClass) -> Self {
+        Self { class, ..self }
+    }
+
+    /// Counts accesses there.
+    pub(crate) fn counted_in(self, accesses: Arc<AccessCounters>) -> Self {
+        Self { accesses, ..self }
+    }
+
+    /// What its registers are accessed for.
+    pub(crate) fn accesses(&self) -> Arc<AccessCounters> {
+        self.accesses.clone()
     }
 
     /// The device itself, past the guard.
@@ -31,7 +55,12 @@ impl<T> Guarded<T> {
         &mut self.device
     }
 
-    fn call<R>(&mut self, failed: R, access: impl FnOnce(&mut T) -> R) -> R {
+    fn call<R>(&mut self, at: At, failed: R, access: impl FnOnce(&mut T) -> R) -> R {
+        let accesses = self.accesses.clone();
+        counted(&accesses, at, || self.guard(failed, access))
+    }
+
+    fn guard<R>(&mut self, failed: R, access: impl FnOnce(&mut T) -> R) -> R {
         if self.failed {
             return failed;
         }
@@ -44,13 +73,38 @@ impl<T> Guarded<T> {
     }
 }
 
+/// What an access is for, and how it came.
+type At = (AccessClass, Space);
+
+const CONFIG: At = (AccessClass::PciConfig, Space::Config);
+
+impl<T: BusDevice> Guarded<T> {
+    fn at(&self, offset: u64) -> At {
+        ((self.class)(0, offset), Space::Mmio)
+    }
+}
+
+impl<T: PciDevice> Guarded<T> {
+    fn at_bar(&self, bar: u8, offset: u64) -> At {
+        let bars = self.device.bars();
+        let range = bars.get(usize::from(bar)).copied().flatten();
+        let space = match range.map(|range| range.space) {
+            Some(BarSpace::Io) => Space::Pio,
+            _ => Space::Mmio,
+        };
+        ((self.class)(bar, offset), space)
+    }
+}
+
 impl<T: BusDevice> BusDevice for Guarded<T> {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Access {
-        self.call(Access::Fault, |device| device.read(offset, data))
+        self.call(self.at(offset), Access::Fault, |device| device.read(offset, data))
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Access {
-        self.call(Access::Fault, |device| device.write(offset, data))
+        self.call(self.at(offset), Access::Fault, |device| {
+            device.write(offset, data)
+        })
     }
 }
 
@@ -64,19 +118,59 @@ impl<T: PciDevice> PciDevice for Guarded<T> {
     }
 
     fn read_config(&mut self, offset: u16, data: &mut [u8]) -> Access {
-        self.call(Access::Fault, |device| device.read_config(offset, data))
+        self.call(CONFIG, Access::Fault, |device| device.read_config(offset, data))
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) -> Access {
-        self.call(Access::Fault, |device| device.write_config(offset, data))
+        self.call(CONFIG, Access::Fault, |device| device.write_config(offset, data))
     }
 
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) -> Access {
-        self.call(Access::Fault, |device| device.read_bar(bar, offset, data))
+        let at = self.at_bar(bar, offset);
+        self.call(at, Access::Fault, |device| device.read_bar(bar, offset, data))
     }
 
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Access {
-        self.call(Access::Fault, |device| device.write_bar(bar, offset, data))
+        let at = self.at_bar(bar, offset);
+        self.call(at, Access::Fault, |device| device.write_bar(bar, offset, data))
+    }
+}
+
+/// Ports of emulated hardware outside its BARs; accesses are counted with the rest of the device.
+pub(crate) struct Counted {
+    target: Arc<dyn BusTarget>,
+    accesses: Arc<AccessCounters>,
+}
+
+impl Counted {
+    pub(crate) fn new(target: Arc<dyn BusTarget>, accesses: Arc<AccessCounters>) -> Self {
+        Self { target, accesses }
+    }
+
+    fn count(&self, access: impl FnOnce(&dyn BusTarget) -> Access) -> Access {
+        let at = (AccessClass::Emulated, Space::Pio);
+        counted(&self.accesses, at, || access(&*self.target))
+    }
+}
+
+/// Counts an access, and the time it takes, unless it is a write that KVM has kept: that was no exit.
+fn counted<R>(accesses: &AccessCounters, (class, space): At, access: impl FnOnce() -> R) -> R {
+    if posted::is_bringing() {
+        return access();
+    }
+    let started = Ticks::now();
+    let result = access();
+    accesses.count(class, space, Clock::new().ns(Ticks::now().since(started)));
+    result
+}
+
+impl BusTarget for Counted {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Access {
+        self.count(|target| target.read(offset, data))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Access {
+        self.count(|target| target.write(offset, data))
     }
 }
 

@@ -18,6 +18,7 @@ mod life;
 mod machine;
 mod posted;
 mod remote;
+mod snapshot;
 mod vcpu;
 mod vm;
 

@@ -1,10 +1,21 @@
 //! Guest writes that KVM keeps until they matter: which ranges, and bringing them to their devices.
 
+use std::cell::Cell;
 use std::sync::{Arc, OnceLock, Weak};
 
 use treaty_bus::{Bus, PostedWrites};
 use treaty_kvm::{Coalesced, EventAddress};
 use treaty_pci::{BAR_COUNT, BarRange, BarSpace, PostedRange};
+
+thread_local! {
+    /// This thread brings writes to their devices.
+    static BRINGING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True while this thread brings writes that were no exits.
+pub(crate) fn is_bringing() -> bool {
+    BRINGING.get()
+}
 
 /// The writes that KVM has kept, and the buses that they go to.
 pub(crate) struct Posted {
@@ -37,6 +48,7 @@ impl PostedWrites for Posted {
         let Some((ports, memory)) = self.buses.get() else {
             return;
         };
+        let before = BRINGING.replace(true);
         self.kept.drain(|address, data| {
             let (bus, address) = match address {
                 EventAddress::Pio(port) => (ports, u64::from(port)),
@@ -47,6 +59,7 @@ impl PostedWrites for Posted {
                 bus.post(address, data);
             }
         });
+        BRINGING.set(before);
     }
 }
 

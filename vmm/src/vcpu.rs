@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use treaty_bus::{Bus, PostedWrites};
 use treaty_kvm::{Exit, Vcpu};
+use treaty_telemetry::Space;
 
 use crate::exits::Exits;
 use crate::life::{End, Life, Next};
@@ -40,25 +41,29 @@ fn run(mut vcpu: Vcpu, buses: &Buses, life: &Life) {
         buses.posted.bring();
         let end = match exit {
             Exit::PortIn { port, width, data } => {
-                buses.exits.port();
-                data.chunks_mut(width)
-                    .for_each(|data| buses.ports.read(port.into(), data));
+                buses.exits.count(Space::Pio, || {
+                    data.chunks_mut(width)
+                        .for_each(|data| buses.ports.read(port.into(), data));
+                });
                 continue;
             }
             Exit::PortOut { port, width, data } => {
-                buses.exits.port();
-                data.chunks(width)
-                    .for_each(|data| buses.ports.write(port.into(), data));
+                buses.exits.count(Space::Pio, || {
+                    data.chunks(width)
+                        .for_each(|data| buses.ports.write(port.into(), data));
+                });
                 continue;
             }
             Exit::MmioRead { address, data } => {
-                buses.exits.memory();
-                buses.memory.read(address, data);
+                buses
+                    .exits
+                    .count(Space::Mmio, || buses.memory.read(address, data));
                 continue;
             }
             Exit::MmioWrite { address, data } => {
-                buses.exits.memory();
-                buses.memory.write(address, data);
+                buses
+                    .exits
+                    .count(Space::Mmio, || buses.memory.write(address, data));
                 continue;
             }
             Exit::Kicked => continue,

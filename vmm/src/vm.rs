@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use treaty_catalog::{LiveHandle, StopHandle};
 use treaty_kvm::Kvm;
 use treaty_storage::StorageError;
+use treaty_telemetry::Rule;
+use treaty_telemetry::snapshot::Snapshot;
 
 use crate::api::{
     BackEndInfo, Control, ControlError, DeviceInfo, MachineState, MachineStatus, QueueInfo, SnapshotRequest,
@@ -14,6 +16,7 @@ use crate::exits::Exits;
 use crate::life::{End, Life};
 use crate::machine::{self, Attached, BuildError, Host, Machine, Power, SerialEndpoint};
 use crate::plan::{MachinePlan, TransportChoice};
+use crate::snapshot::{Whole, snapshot};
 
 /// A machine that has been built and not run yet.
 pub struct Runner {
@@ -244,6 +247,18 @@ impl Control for Vm {
             |_| Vec::new(),
             |current| current.devices.iter().map(describe).collect(),
         )
+    }
+
+    fn counters(&self) -> Snapshot {
+        let current = self.current().ok();
+        let exits = current.as_ref().map(|current| current.exits.accesses());
+        let whole = Whole {
+            status: self.status(),
+            telemetry: self.0.plan.telemetry.rule() != Rule::Off,
+            exits: exits.unwrap_or_default(),
+        };
+        let devices = current.map(|current| current.devices);
+        snapshot(whole, devices.as_ref().map_or(&[], |devices| devices.as_slice()))
     }
 }
 

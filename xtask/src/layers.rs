@@ -87,11 +87,12 @@ const ALLOWED: [(&str, &[&str]); 3] = [
 ];
 
 /// The floor of `base/`: no knowledge of virtual machines, so nothing of ours from above.
-const BASE: [&str; 5] = [
+const BASE: [&str; 6] = [
     "treaty-buffers",
     "treaty-chardev",
     "treaty-listen",
     "treaty-telemetry",
+    "treaty-metrics",
     "treaty-worker",
 ];
 

@@ -22,6 +22,8 @@ pub enum Space {
     Mmio,
     /// Behind a port.
     Pio,
+    /// In PCI configuration space, by either way.
+    Config,
 }
 
 /// The accesses to one device that left the guest and reached user space. Any thread counts.
@@ -33,6 +35,7 @@ pub struct AccessCounters([ClassCounters; 5]);
 struct ClassCounters {
     mmio: Counter,
     pio: Counter,
+    config: Counter,
     time_ns: Counter,
 }
 
@@ -43,8 +46,17 @@ pub struct Accesses {
     pub mmio: u64,
     /// By port.
     pub pio: u64,
+    /// In PCI configuration space.
+    pub config: u64,
     /// Nanoseconds that the device's model took, waiting included.
     pub time_ns: u64,
+}
+
+impl Accesses {
+    /// However they came.
+    pub fn all(&self) -> u64 {
+        self.mmio + self.pio + self.config
+    }
 }
 
 impl AccessCounters {
@@ -65,6 +77,7 @@ impl AccessCounters {
         match space {
             Space::Mmio => class.mmio.add_shared(1),
             Space::Pio => class.pio.add_shared(1),
+            Space::Config => class.config.add_shared(1),
         }
         class.time_ns.add_shared(time_ns);
     }
@@ -75,6 +88,7 @@ impl AccessCounters {
         Accesses {
             mmio: class.mmio.get(),
             pio: class.pio.get(),
+            config: class.config.get(),
             time_ns: class.time_ns.get(),
         }
     }
@@ -89,9 +103,10 @@ mod tests {
         let counters = AccessCounters::default();
         counters.count(AccessClass::Doorbell, Space::Mmio, 5);
         counters.count(AccessClass::Doorbell, Space::Pio, 7);
-        counters.count(AccessClass::PciConfig, Space::Pio, 1);
+        counters.count(AccessClass::PciConfig, Space::Config, 1);
         let doorbell = counters.of(AccessClass::Doorbell);
         assert_eq!((doorbell.mmio, doorbell.pio, doorbell.time_ns), (1, 1, 12));
+        assert_eq!(counters.of(AccessClass::PciConfig).all(), 1);
         assert_eq!(counters.of(AccessClass::Emulated), Accesses::default());
     }
 }

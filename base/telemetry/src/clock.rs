@@ -42,6 +42,19 @@ impl Ticks {
     }
 }
 
+/// Nanoseconds of CLOCK_MONOTONIC: the same for all processes of a machine.
+#[allow(unsafe_code)]
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel fills in a live value. A guest has no part in it.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
 impl Clock {
     /// This machine's.
     pub fn new() -> Self {
@@ -53,6 +66,12 @@ impl Clock {
     pub fn ns(&self, ticks: u64) -> u64 {
         let ns = (u128::from(ticks) * u128::from(self.scale)) >> 32;
         u64::try_from(ns).unwrap_or(u64::MAX)
+    }
+
+    /// Ticks of a number of nanoseconds.
+    pub fn ticks(&self, ns: u64) -> u64 {
+        let ticks = (u128::from(ns) << 32) / u128::from(self.scale.max(1));
+        u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 
     /// Both clocks at one time: if the thread was held up between the two, it is tried again.

@@ -26,7 +26,7 @@ mod stage;
 mod timer;
 
 pub use access::{AccessClass, AccessCounters, Accesses, Space};
-pub use clock::{Clock, Ticks};
+pub use clock::{Clock, Ticks, monotonic_ns};
 pub use counter::{Counter, CounterSet, DeviceCounters};
 pub use histogram::{BUCKETS, Histogram, bucket_of, upper_bound};
 pub use queue::{QUEUE_BYTES, QueueCounters};

@@ -42,14 +42,16 @@ queue_counters! {
     interrupts_suppressed,
     /// Ring protocol violations: at most one between two starts.
     violations,
-    /// Bursts for which the queue had asked for a doorbell.
+    /// Times that the queue had asked for a doorbell and then found chains.
     doorbells,
     /// The most chains in flight at once.
     high_water,
-    /// Nanoseconds in which nothing was in flight and the queue slept.
-    empty_ns,
-    /// Nanoseconds in which the driver had no room left in the ring.
-    full_ns,
+    /// Ticks in which nothing was in flight and the queue slept.
+    empty_ticks,
+    /// Ticks in which the driver had no room left in the ring.
+    full_ticks,
+    /// What `chains` was when the last request was timed.
+    sampled_at,
 }
 
 /// What one queue's instruments take, in bytes: counters, and the histograms of five stages and the total.

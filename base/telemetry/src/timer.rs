@@ -5,21 +5,23 @@ use crate::{Clock, QueueCounters, STAGES, Ticks};
 /// Which requests are timed. Counters are exact; times are those of a sample, of which one is in flight at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rule {
-    /// One in 64, and where requests are few one every millisecond.
+    /// One in 256, and where requests are few one every 4 milliseconds.
     #[default]
     Sampled,
-    /// None.
+    /// None, and nothing else that needs a clock.
     Off,
     /// One of every burst, when the one before is done. For tests and close looks.
     EveryBurst,
 }
 
 /// Chains from one sample to the next.
-const CHAINS: u64 = 64;
+const CHAINS: u64 = 256;
 /// Nanoseconds after which a queue that slept takes a sample, whatever the number of chains.
-const RARE_NS: u64 = 1_000_000;
+const RARE_NS: u64 = 4_000_000;
+/// Places in a burst that are timed.
+const PLACES: usize = 8;
 /// No chain.
-const NONE: u32 = u32::MAX;
+const NONE: usize = usize::MAX;
 
 impl Rule {
     pub(crate) fn to_bits(self) -> u32 {
@@ -39,134 +41,198 @@ impl Rule {
     }
 }
 
-/// Times one request of a queue after another. Owned by the queue's worker; costs a comparison where nothing is timed.
+/// Counts what a queue does, and times one of its requests after another. Owned by the queue's worker.
+///
+/// Made to cost nothing where nothing is to be done: a burst, a completion and a publication compare one word each.
 #[derive(Debug)]
 pub struct Timer {
     counters: Arc<QueueCounters>,
     clock: Clock,
     rule: Rule,
-    /// A sample is due when that many chains have been taken.
+    /// Something is to be done once that many chains have been taken.
     due: u64,
+    /// Something is to be done at so many in flight: one more than ever before, or a full ring.
+    mark: u64,
+    /// In flight when the driver has no room left in the ring.
+    full_at: u64,
     /// The chain that is timed.
-    head: u32,
-    /// Its stamps: available, fetched, submitted, done.
+    head: usize,
+    /// Something is to be done when completions are published.
+    publication: bool,
+    /// How many chains had been taken when the queue last asked for doorbells.
+    armed_at: u64,
+    /// [`RARE_NS`] in ticks; for ever if nothing is timed.
+    rare: u64,
+    /// Stamps of the chain that is timed: available, fetched, submitted, done.
     stamps: [Ticks; 4],
-    stage: Reached,
+    submitted: bool,
+    done: bool,
     /// When the last sample was taken.
     last: Ticks,
+    /// When the queue was woken for what it has not taken yet.
+    available: Option<Ticks>,
     /// Asleep since then, with nothing in flight.
     empty_since: Option<Ticks>,
-    /// Full since then.
     full_since: Option<Ticks>,
 }
 
-/// How far the timed chain is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reached {
-    Fetched,
-    Submitted,
-    Done,
-}
-
 impl Timer {
-    /// For a queue that starts, by the rule that its counters have.
-    pub fn new(counters: Arc<QueueCounters>) -> Self {
+    /// For a queue of `size` entries that starts, by the rule that its counters have.
+    pub fn new(counters: Arc<QueueCounters>, size: u16) -> Self {
         let now = Ticks::now();
         let rule = counters.stages.rule();
-        let due = match rule {
-            Rule::Off => u64::MAX,
-            Rule::Sampled | Rule::EveryBurst => 0,
-        };
+        let off = rule == Rule::Off;
+        let clock = Clock::new();
         Self {
-            counters,
-            clock: Clock::new(),
+            due: if off { u64::MAX } else { 0 },
+            mark: if off {
+                u64::MAX
+            } else {
+                (counters.high_water.get() + 1).min(size.into())
+            },
+            clock,
             rule,
-            due,
+            full_at: size.into(),
             head: NONE,
+            publication: false,
+            armed_at: counters.chains.get(),
+            rare: if off { u64::MAX } else { clock.ticks(RARE_NS) },
             stamps: [now; 4],
-            stage: Reached::Fetched,
+            submitted: false,
+            done: false,
             last: now,
+            available: None,
             empty_since: None,
             full_since: None,
+            counters,
         }
     }
 
-    /// Nothing is timed.
+    /// What it counts into.
     #[inline(always)]
-    pub fn is_off(&self) -> bool {
-        self.rule == Rule::Off
+    pub fn counters(&self) -> &QueueCounters {
+        &self.counters
     }
 
-    /// True if a chain of the burst that has just been taken, the `chains`th of this queue, should be timed.
+    /// A burst of `count` chains was taken. True if one of them should be timed: see [`sample`](Self::sample).
     #[inline(always)]
-    pub fn is_due(&self, chains: u64) -> bool {
-        chains >= self.due
-    }
-
-    /// The queue has been asleep and got up: a sample is due if the last is long ago.
-    pub fn woke(&mut self, now: Ticks) {
-        if self.rule == Rule::Sampled && self.clock.ns(now.since(self.last)) >= RARE_NS {
-            self.due = 0;
+    pub fn took(&mut self, count: usize) -> bool {
+        let counters = &*self.counters;
+        counters.bursts.add(1);
+        counters.chains.add(count as u64);
+        if let Some(batch) = counters.batches.get((count | 1).ilog2() as usize) {
+            batch.add(1);
         }
+        let chains = counters.chains.get();
+        if chains.wrapping_sub(counters.completed.get()) >= self.mark {
+            self.filled();
+        }
+        chains >= self.due && self.attend()
     }
 
-    /// Chain `head` is timed: `available` is when it was first known to be there. Only when [due](Self::is_due).
+    /// More in flight than ever before, or all that there can be.
     #[inline(never)]
-    pub fn fetched(&mut self, head: u16, available: Option<Ticks>) {
-        if self.head != NONE {
-            return;
+    fn filled(&mut self) {
+        let counters = &*self.counters;
+        let in_flight = counters.chains.get().wrapping_sub(counters.completed.get());
+        counters.high_water.raise_to(in_flight);
+        if in_flight >= self.full_at && self.full_since.is_none() {
+            self.full_since = Some(Ticks::now());
+            self.publication = true;
         }
-        let now = Ticks::now();
-        let available = available.filter(|available| *available <= now).unwrap_or(now);
-        self.stamps = [available, now, now, now];
-        self.stage = Reached::Fetched;
-        self.head = head.into();
-        self.last = now;
-        self.due = match self.rule {
-            Rule::Sampled => self.counters.chains.get().wrapping_add(CHAINS),
+        self.mark = (counters.high_water.get() + 1).min(self.full_at);
+    }
+
+    #[inline(never)]
+    fn attend(&mut self) -> bool {
+        self.due = self.next_sample();
+        self.head == NONE
+    }
+
+    fn next_sample(&self) -> u64 {
+        match self.rule {
+            Rule::Sampled => self.counters.sampled_at.get().wrapping_add(CHAINS),
             Rule::EveryBurst => 0,
             Rule::Off => u64::MAX,
-        };
+        }
+    }
+
+    /// Which of the `count` chains of the burst that was just taken to time: another of the first eight each time.
+    pub fn place(&self, count: usize) -> usize {
+        let turn = usize::try_from(self.counters.chains.get() / CHAINS).unwrap_or(0);
+        turn % count.clamp(1, PLACES)
+    }
+
+    /// Chain `head` of the burst of `count` is timed. `descriptors` are those that a chain of this burst has in the ring, on average.
+    pub fn sample(&mut self, head: usize, count: usize, size: u16, descriptors: u64) {
+        let now = Ticks::now();
+        let first = self.counters.chains.get().wrapping_sub(count as u64) == self.armed_at;
+        let woken = self.available.filter(|woken| first && *woken <= now);
+        self.stamps = [woken.unwrap_or(now), now, now, now];
+        (self.submitted, self.done) = (false, false);
+        self.head = head;
+        self.publication = true;
+        self.last = now;
+        self.counters.sampled_at.set(self.counters.chains.get());
+        self.due = self.next_sample();
+        self.full_at = (u64::from(size) / descriptors.max(1)).max(1);
+        self.mark = self.mark.min(self.full_at);
     }
 
     /// All that was taken in this turn has been given to the back-end.
     #[inline(always)]
     pub fn submitted(&mut self) {
-        if self.head != NONE && self.stage == Reached::Fetched {
-            self.stamp(Reached::Submitted);
-        }
-    }
-
-    /// The back-end is done with `head`.
-    #[inline(always)]
-    pub fn done(&mut self, head: u16) {
-        if u32::from(head) == self.head {
-            self.stamp(Reached::Done);
+        if self.publication {
+            self.stamp_submitted();
         }
     }
 
     #[inline(never)]
-    fn stamp(&mut self, reached: Reached) {
-        let now = Ticks::now();
-        let [_, _, submitted, done] = &mut self.stamps;
-        if self.stage == Reached::Fetched {
-            *submitted = now;
+    fn stamp_submitted(&mut self) {
+        let [_, _, submitted, _] = &mut self.stamps;
+        if self.head != NONE && !std::mem::replace(&mut self.submitted, true) {
+            *submitted = Ticks::now();
         }
-        if reached == Reached::Done {
-            *done = now;
-        }
-        self.stage = reached;
     }
 
-    /// True if the timed chain is among those about to be published.
+    /// The back-end is done with the chain `head`.
     #[inline(always)]
-    pub fn is_publishing(&self) -> bool {
-        self.head != NONE && self.stage == Reached::Done
+    pub fn completed(&mut self, head: usize) {
+        self.counters.completed.add(1);
+        if head == self.head {
+            self.stamp_done();
+        }
     }
 
-    /// The timed chain was published then; and an interrupt, if the driver wanted one, has been sent now.
+    #[inline(never)]
+    fn stamp_done(&mut self) {
+        self.stamp_submitted();
+        let [_, _, submitted, done] = &mut self.stamps;
+        *done = Ticks::now().max(*submitted);
+        self.done = true;
+    }
+
+    /// Completions have been made visible, the driver is not interrupted yet: a stamp, if one is of use.
+    #[inline(always)]
+    pub fn publishing(&self) -> Option<Ticks> {
+        self.publication.then(Ticks::now)
+    }
+
+    /// What [`publishing`](Self::publishing) has stamped is over; if the driver wanted an interrupt, it has been sent.
     #[inline(never)]
     pub fn published(&mut self, published: Ticks, interrupted: bool) {
+        if self.done {
+            self.record(published, interrupted);
+        }
+        let counters = &*self.counters;
+        let in_flight = counters.chains.get().wrapping_sub(counters.completed.get());
+        if in_flight < self.full_at {
+            self.leave_full(published);
+        }
+        self.publication = self.head != NONE || self.full_since.is_some();
+    }
+
+    fn record(&mut self, published: Ticks, interrupted: bool) {
         let end = if interrupted { Ticks::now() } else { published };
         let [available, fetched, submitted, done] = self.stamps;
         let ends = [fetched, submitted, done, published, end];
@@ -177,113 +243,46 @@ impl Timer {
             before = before.max(end);
         }
         self.counters.stages.record(times);
-        self.head = NONE;
+        (self.head, self.done) = (NONE, false);
     }
 
-    /// The queue goes to sleep; nothing is in flight if `empty`.
-    #[inline(always)]
-    pub fn sleeps(&mut self, empty: bool) {
-        if empty && !self.is_off() {
+    fn leave_full(&mut self, now: Ticks) {
+        if let Some(since) = self.full_since.take() {
+            self.counters.full_ticks.add(now.since(since));
+        }
+    }
+
+    /// The queue has asked for doorbells and goes to sleep.
+    #[inline]
+    pub fn sleeps(&mut self) {
+        let counters = &*self.counters;
+        let chains = counters.chains.get();
+        if chains != self.armed_at {
+            counters.doorbells.add(1);
+            self.armed_at = chains;
+        }
+        if chains == counters.completed.get() && self.rule != Rule::Off {
             self.empty_since = Some(Ticks::now());
         }
     }
 
-    /// The queue has got up; when it did, if it was empty.
-    #[inline(always)]
-    pub fn gets_up(&mut self) {
-        if let Some(since) = self.empty_since.take() {
-            let now = Ticks::now();
-            self.counters.empty_ns.add(self.clock.ns(now.since(since)));
-            self.woke(now);
-        }
-    }
-
-    /// Whether the driver has room left in the ring, as of now.
-    #[inline(always)]
-    pub fn room(&mut self, full: bool) {
-        if full != self.full_since.is_some() {
-            self.change_full(full);
-        }
-    }
-
-    #[inline(never)]
-    fn change_full(&mut self, full: bool) {
-        if self.is_off() {
+    /// The queue was asleep; it got up at `woken`, or now.
+    #[inline]
+    pub fn gets_up(&mut self, woken: Option<Ticks>) {
+        if self.rule == Rule::Off {
             return;
         }
-        let now = Ticks::now();
-        if let Some(since) = self.full_since.take() {
-            self.counters.full_ns.add(self.clock.ns(now.since(since)));
+        let woken = woken.unwrap_or_else(Ticks::now);
+        if let Some(since) = self.empty_since.take() {
+            self.counters.empty_ticks.add(woken.since(since));
         }
-        self.full_since = full.then_some(now);
+        self.available = Some(woken);
+        if woken.since(self.last) >= self.rare {
+            self.due = 0;
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Stage;
-
-    fn timer(rule: Rule) -> (Timer, Arc<QueueCounters>) {
-        let counters = Arc::new(QueueCounters::default());
-        counters.stages.set_rule(rule);
-        (Timer::new(counters.clone()), counters)
-    }
-
-    fn count(counters: &QueueCounters) -> u64 {
-        counters.stages.total().buckets().map(|(_, count)| count).sum()
-    }
-
-    fn request(timer: &mut Timer, head: u16) {
-        timer.fetched(head, None);
-        timer.submitted();
-        timer.done(head);
-        if timer.is_publishing() {
-            timer.published(Ticks::now(), true);
-        }
-    }
-
-    #[test]
-    fn stages_add_up_to_the_total() {
-        let (mut timer, counters) = timer(Rule::EveryBurst);
-        for head in 0..100 {
-            request(&mut timer, head);
-        }
-        let stages: u64 = STAGES.iter().map(|stage| counters.stages.of(*stage).sum()).sum();
-        assert_eq!((count(&counters), stages), (100, counters.stages.total().sum()));
-    }
-
-    #[test]
-    fn one_in_sixty_four_is_due() {
-        let (mut timer, counters) = timer(Rule::Sampled);
-        for head in 0..6400 {
-            counters.chains.add(1);
-            if timer.is_due(counters.chains.get()) {
-                request(&mut timer, head);
-            }
-        }
-        assert_eq!(count(&counters), 100);
-    }
-
-    #[test]
-    fn nothing_is_timed_when_off() {
-        let (timer, counters) = timer(Rule::Off);
-        counters.chains.add(1 << 40);
-        assert!(!timer.is_due(counters.chains.get()) && timer.is_off());
-    }
-
-    #[test]
-    fn a_chain_that_completes_at_once_spends_no_time_at_the_host() {
-        let (mut timer, counters) = timer(Rule::EveryBurst);
-        timer.fetched(7, None);
-        timer.done(8);
-        assert!(!timer.is_publishing(), "another chain");
-        timer.done(7);
-        timer.submitted();
-        assert!(timer.is_publishing());
-        timer.published(Ticks::now(), false);
-        assert_eq!(counters.stages.of(Stage::Done).sum(), 0);
-        assert_eq!(counters.stages.of(Stage::Interrupted).sum(), 0);
-        assert_eq!(count(&counters), 1);
-    }
-}
+#[path = "timer_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use treaty_buffers::IoBuffers;
+use treaty_telemetry::Ticks;
 
 use crate::engine::{Engine, Wait};
 use crate::mailbox::{Mailbox, Message, OnExit};
@@ -21,6 +22,8 @@ pub(crate) struct Schedule<E: Engine> {
     /// Entries that want to be looked at in the next pass.
     polled: Vec<u32>,
     budget: Budget,
+    /// When the last wait ended, if it could be a long one.
+    woken: Option<Ticks>,
     stopping: bool,
 }
 
@@ -33,6 +36,7 @@ impl<E: Engine> Schedule<E> {
             messages: Vec::new(),
             polled: Vec::new(),
             budget: Budget::new(poll),
+            woken: None,
             stopping: false,
         }
     }
@@ -63,6 +67,7 @@ impl<E: Engine> Schedule<E> {
         } else {
             self.engine.wait(&mut self.tasks, wait);
         }
+        self.woken = (wait != Wait::No).then(Ticks::now);
         self.depart();
     }
 
@@ -126,7 +131,8 @@ impl<E: Engine> Schedule<E> {
         };
         let polling = self.budget.allows();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            task.turn(&mut Turn::new(self, stopping).with_polling(polling))
+            let woken = self.woken;
+            task.turn(&mut Turn::new(self, stopping).with_polling(polling).with_woken(woken))
         }));
         match outcome {
             Ok(progress) => {

@@ -1,5 +1,7 @@
 use std::os::fd::RawFd;
 
+use treaty_telemetry::Ticks;
+
 use crate::{Completion, HostOp};
 
 /// What a reactor does for the tasks of one worker. Implemented by io_uring, epoll and the simulator.
@@ -29,6 +31,7 @@ pub struct Turn<'a> {
     reactor: &'a mut dyn Reactor,
     stopping: bool,
     polling: bool,
+    woken: Option<Ticks>,
 }
 
 impl<'a> Turn<'a> {
@@ -38,12 +41,23 @@ impl<'a> Turn<'a> {
             reactor,
             stopping,
             polling: false,
+            woken: None,
         }
     }
 
     /// The worker looks again instead of sleeping, if the task wants it.
     pub fn with_polling(self, polling: bool) -> Self {
         Self { polling, ..self }
+    }
+
+    /// The worker had nothing to do until then.
+    pub fn with_woken(self, woken: Option<Ticks>) -> Self {
+        Self { woken, ..self }
+    }
+
+    /// When the worker woke, if it has slept before this turn: the first time that it can have known what the turn is for.
+    pub fn woken(&self) -> Option<Ticks> {
+        self.woken
     }
 
     /// True if the worker will look again soon: see [`Progress::Polling`](crate::Progress::Polling). Never while stopping.

@@ -3,11 +3,13 @@
 //! Counted is all that a turn executes: taking chains off the ring, parsing,
 //! the null image, answering, publishing; not the driver and not the worker's loop.
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use treaty_device_blk::{Blk, BlkConfig};
 use treaty_memory::{GuestMemory, Region};
 use treaty_storage::NullImage;
+use treaty_telemetry::Rule;
 use treaty_virtio_device::{
     DeviceEvents, DeviceQueue, Doorbell, EventSink, Interrupt, InterruptSink, Layout, QueueMemory,
     QueueParts, QueueState, RingConfig, RingFeatures, VirtioDevice,
@@ -22,6 +24,8 @@ const ROUNDS: u64 = 500;
 const UNIT: &str = "instructions";
 const PEER: &str = "none: qemu-storage-daemon is compared over vhost-user";
 const DATA: u32 = 4096;
+/// What is counted.
+pub const TURN: &str = "*BlkQueue*turn*";
 
 struct Count {
     name: &'static str,
@@ -66,11 +70,21 @@ const COUNTS: [Count; 4] = [
     ),
 ];
 
-/// In the process that callgrind watches.
-pub fn measure(case: &str) -> Result<()> {
-    let count = COUNTS.iter().find(|count| count.name == case);
-    println!("{}", count.context("no such case")?.measure()?);
+/// The cases.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    COUNTS.iter().map(|count| count.name)
+}
+
+/// In the process that callgrind watches: prints how many requests went round.
+pub fn measure(case: &str, rule: Rule) -> Result<()> {
+    println!("{}", run(case, rule, ROUNDS)?.0);
     Ok(())
+}
+
+/// Runs a case for `rounds`: requests that went round, and the time that took.
+pub fn run(case: &str, rule: Rule, rounds: u64) -> Result<(u64, Duration)> {
+    let count = COUNTS.iter().find(|count| count.name == case);
+    count.context("no such case")?.run(rule, rounds)
 }
 
 /// All cases.
@@ -78,7 +92,7 @@ pub fn report() -> Result<Report> {
     let mut cases = Vec::new();
     for count in &COUNTS {
         if callgrind::available() {
-            let ours = callgrind::count("*BlkQueue*turn*", &["blk", "--measure", count.name])?;
+            let ours = callgrind::count(TURN, &["blk", "--measure", count.name])?;
             cases.push(Case::new(count.name, UNIT, Better::Lower, &[ours], (PEER, &[])).with_bar(count.bar));
         } else {
             let why = "needs valgrind (Debian package `valgrind`)".to_owned();
@@ -103,8 +117,7 @@ impl EventSink for Nobody {
 }
 
 impl Count {
-    /// In the process that callgrind watches: how many requests went round.
-    fn measure(&self) -> Result<u64> {
+    fn run(&self, rule: Rule, rounds: u64) -> Result<(u64, Duration)> {
         let memory = GuestMemory::new(vec![Region::memfd(0, 16 << 20)?])?;
         let config = RingConfig {
             layout: self.layout,
@@ -121,10 +134,11 @@ impl Count {
         let mut driver = DriverRing::start(QueueMemory(memory.clone()), &config, None)?;
         let mut sim = Sim::new(1, Faults::default());
         let doorbell = Doorbell::new()?;
-        let _device = self.start(&memory, &config, &doorbell, &sim)?;
+        let _device = self.start(&memory, &config, &doorbell, &sim, rule)?;
         sim.run_until_quiet();
         let mut requests = 0;
-        for _ in 0..ROUNDS {
+        let started = Instant::now();
+        for _ in 0..rounds {
             for slot in 0..self.depth {
                 self.offer(&memory, &mut driver, slot)?;
             }
@@ -136,8 +150,9 @@ impl Count {
                 requests += 1;
             }
         }
-        ensure!(requests == ROUNDS * self.depth, "{requests} requests came back");
-        Ok(requests)
+        let took = started.elapsed();
+        ensure!(requests == rounds * self.depth, "{requests} requests came back");
+        Ok((requests, took))
     }
 
     fn start(
@@ -146,9 +161,11 @@ impl Count {
         config: &RingConfig,
         doorbell: &Doorbell,
         sim: &Sim,
+        rule: Rule,
     ) -> Result<Blk> {
         let image = Arc::new(NullImage::new(1 << 30));
         let mut device = Blk::new(BlkConfig::default(), image, vec![sim.handle()])?;
+        device.counters().time_by(rule);
         device.attach(DeviceEvents::new(Arc::new(Nobody)));
         let accepted = feature::FLUSH;
         ensure!(device.negotiate(accepted));

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use host::Host;
 use treaty_device_net::{Net, NetConfig};
 use treaty_memory::{GuestMemory, Region};
+use treaty_telemetry::Rule;
 use treaty_virtio_device::{
     DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, InterruptSink, QueueMemory,
     QueueParts, QueueState, VirtioDevice,
@@ -65,10 +66,31 @@ const COUNTS: [Count; 4] = [
     },
 ];
 
+/// The cases.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    COUNTS.iter().map(|count| count.name)
+}
+
 /// In the process that callgrind watches.
-pub fn measure(case: &str) -> Result<()> {
-    let found = COUNTS.iter().find(|count| count.name == case);
-    found.context("no such case")?.measure()
+pub fn measure(case: &str, rule: Rule) -> Result<()> {
+    find(case)?.measure(rule)
+}
+
+/// What one case costs a packet.
+pub fn instructions(case: &str, arguments: &[&str]) -> Result<f64> {
+    let pattern = if find(case)?.transmit {
+        "*TransmitQueue*::turn"
+    } else {
+        "*ReceiveQueue*::turn"
+    };
+    callgrind::count(pattern, arguments)
+}
+
+fn find(case: &str) -> Result<&'static Count> {
+    COUNTS
+        .iter()
+        .find(|count| count.name == case)
+        .context("no such case")
 }
 
 /// All cases.
@@ -76,12 +98,7 @@ pub fn report() -> Result<Report> {
     let mut cases = Vec::new();
     for count in &COUNTS {
         if callgrind::available() {
-            let pattern = if count.transmit {
-                "*TransmitQueue*::turn"
-            } else {
-                "*ReceiveQueue*::turn"
-            };
-            let ours = callgrind::count(pattern, &["net", "--measure", count.name])?;
+            let ours = instructions(count.name, &["net", "--measure", count.name])?;
             let mut case = Case::new(count.name, UNIT, Better::Lower, &[ours], (PEER, &[count.peer]));
             case.bar = Some(count.bar);
             cases.push(case);
@@ -108,7 +125,7 @@ impl EventSink for Silent {
 
 impl Count {
     /// Runs rounds of packets and prints how many went through.
-    fn measure(&self) -> Result<()> {
+    fn measure(&self, rule: Rule) -> Result<()> {
         let memory = GuestMemory::new(vec![Region::memfd(0, 4 << 20)?])?;
         let config = RingConfig {
             layout: self.layout,
@@ -131,6 +148,7 @@ impl Count {
             Box::new(host.clone()),
             vec![worker.handle()],
         )?;
+        net.counters().time_by(rule);
         let doorbell = Doorbell::new()?;
         let parts = QueueParts {
             index: u16::from(self.transmit),

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use treaty_plan::from_flag;
 use treaty_vmm::api::{DeviceInfo, LayerFormat, MachineStatus, SnapshotRequest};
 
-use crate::output;
+use crate::{counters, output};
 
 /// Ask a running machine something, or tell it what to do.
 ///
@@ -45,7 +45,8 @@ enum What {
     Quit,
     /// List the virtio devices.
     Devices,
-    /// List every queue's counters.
+    /// What the instruments know of every device and queue; --json gives all of it (docs/counters.md). Daemons answer too
+    /// (`treaty serve --metrics SOCKET`).
     Counters,
     /// Keep a disk's contents as they are; what the guest writes from now on goes to a new image on top.
     ///
@@ -77,7 +78,8 @@ impl What {
     fn request(&self) -> (&'static str, &'static str) {
         match self {
             Self::Status => ("GET", "status"),
-            Self::Devices | Self::Counters => ("GET", "devices"),
+            Self::Devices => ("GET", "devices"),
+            Self::Counters => ("GET", "counters"),
             Self::Pause => ("PUT", "pause"),
             Self::Resume => ("PUT", "resume"),
             Self::PowerButton => ("PUT", "power-button"),
@@ -114,7 +116,7 @@ pub fn main(args: &Args) -> anyhow::Result<u8> {
     let text = match args.what {
         _ if args.json => text,
         What::Devices => lines(&parse::<Vec<DeviceInfo>>(&text)?, device_text),
-        What::Counters => lines(&parse::<Vec<DeviceInfo>>(&text)?, counters_text),
+        What::Counters => counters::text(&parse(&text)?),
         _ => status_text(&parse(&text)?),
     };
     output::print(&text)?;
@@ -125,7 +127,7 @@ fn lines(devices: &[DeviceInfo], show: fn(&DeviceInfo) -> Vec<String>) -> String
     devices.iter().flat_map(show).collect::<Vec<_>>().join("\n")
 }
 
-fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
+pub fn parse<T: DeserializeOwned>(text: &str) -> anyhow::Result<T> {
     serde_json::from_str(text).context("the machine's answer is not what this version of treaty expects")
 }
 
@@ -222,20 +224,6 @@ fn device_text(device: &DeviceInfo) -> Vec<String> {
             "{:<10} back-end {}: {state}, {} reconnects",
             "", back_end.socket, back_end.reconnects
         ));
-    }
-    lines
-}
-
-fn counters_text(device: &DeviceInfo) -> Vec<String> {
-    let mut lines = Vec::new();
-    for queue in device.queues.iter().filter(|queue| queue.running) {
-        lines.push(format!(
-            "{} queue {} ({} entries)",
-            device.name, queue.index, queue.size
-        ));
-        for (name, value) in &queue.counters {
-            lines.push(format!("  {name:<24} {value:>14}"));
-        }
     }
     lines
 }

@@ -11,6 +11,7 @@ mod compare;
 mod completions;
 mod config;
 #[cfg(feature = "monitor")]
+mod counters;
 mod ctl;
 #[cfg(feature = "monitor")]
 mod doctor;

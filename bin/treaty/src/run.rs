@@ -93,6 +93,9 @@ pub struct Args {
     /// End the program when the guest reboots.
     #[arg(long)]
     no_reboot: bool,
+    /// Time a sample of the requests (on), none (off), or one of every burst (dense); counters count always [default: on].
+    #[arg(long, value_name = "on|off|dense")]
+    telemetry: Option<String>,
     /// Answer the control API (`treaty ctl`) on this Unix socket.
     #[arg(long, value_name = "PATH")]
     api: Option<PathBuf>,
@@ -122,6 +125,10 @@ impl Args {
         replace(
             &mut plan.serial,
             parse("--serial", self.serial, |text| text.parse())?,
+        );
+        replace(
+            &mut plan.telemetry,
+            parse("--telemetry", self.telemetry, |text| text.parse())?,
         );
         plan.hugepages |= self.hugepages;
         plan.no_reboot |= self.no_reboot;

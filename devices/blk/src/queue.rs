@@ -74,9 +74,10 @@ impl QueueTask for BlkQueue {
         let before = self.queue.moved();
         self.reap(turn);
         if !turn.stopping() {
-            self.queue.disarm();
+            self.queue.disarm(turn);
         }
         let pause = self.take(turn);
+        self.queue.submitted();
         // Some requests finish without the host's help, and some are followed by a flush.
         while self.work.take_submitted() {
             self.reap(turn);

@@ -124,7 +124,7 @@ impl QueueTask for ControlReceive {
         if turn.stopping() {
             return Progress::Finished;
         }
-        self.queue.disarm();
+        self.queue.disarm(turn);
         let pause = self.serve();
         self.queue.publish();
         match pause {
@@ -240,7 +240,7 @@ impl QueueTask for ControlTransmit {
             self.queue.publish();
             return Progress::Finished;
         }
-        self.queue.disarm();
+        self.queue.disarm(turn);
         let served = (0..TURN_MESSAGES)
             .take_while(|_| self.serve_one(turn.now()))
             .count();

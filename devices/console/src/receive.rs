@@ -157,7 +157,7 @@ impl QueueTask for ReceiveQueue {
                 Progress::Finished
             };
         }
-        self.queue.disarm();
+        self.queue.disarm(turn);
         let pause = self.serve();
         self.queue.publish();
         match pause {

@@ -171,7 +171,7 @@ impl QueueTask for TransmitQueue {
         if turn.stopping() {
             return self.drain();
         }
-        self.queue.disarm();
+        self.queue.disarm(turn);
         let pause = self.serve();
         self.queue.publish();
         self.poll(turn);

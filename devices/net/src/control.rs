@@ -191,7 +191,7 @@ impl QueueTask for ControlQueue {
             self.queue.publish();
             return Progress::Finished;
         }
-        self.queue.disarm();
+        self.queue.disarm(turn);
         let served = (0..TURN_COMMANDS).take_while(|_| self.serve_one()).count();
         self.queue.publish();
         if served == TURN_COMMANDS || self.queue.arm() {

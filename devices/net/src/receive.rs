@@ -340,7 +340,7 @@ impl QueueTask for ReceiveQueue {
             return self.drain();
         }
         let before = self.queue.moved();
-        self.queue.disarm();
+        self.queue.disarm(turn);
         let pause = self.serve(turn.now());
         self.queue.publish();
         match pause {

@@ -234,7 +234,7 @@ impl QueueTask for TransmitQueue {
             return Progress::Idle;
         }
         let before = self.queue.moved();
-        self.queue.disarm();
+        self.queue.disarm(turn);
         let pause = self.serve();
         self.queue.publish();
         match pause {

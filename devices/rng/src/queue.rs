@@ -275,7 +275,7 @@ impl QueueTask for RngQueue {
         if turn.stopping() {
             return self.drain(turn);
         }
-        self.queue.disarm();
+        self.queue.disarm(turn);
         self.submit(turn);
         let pause = self.serve(turn);
         self.queue.publish();

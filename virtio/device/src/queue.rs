@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use treaty_memory::GuestMemory;
+use treaty_telemetry::Timer;
 use treaty_virtio_ring::{
     Burst, Chain, ConfigError, DeviceRing, Head, InflightLog, QueueState, RingConfig, Witness,
 };
-use treaty_worker::Progress;
+use treaty_worker::{Progress, Turn};
 
 use crate::log::Recorder;
 use crate::parked::Parking;
@@ -19,7 +20,7 @@ pub struct DeviceQueue {
     doorbell: Doorbell,
     interrupt: Interrupt,
     events: DeviceEvents,
-    counters: Arc<QueueCounters>,
+    timer: Timer,
     unpublished: bool,
     /// The driver may have been asked for doorbells.
     armed: bool,
@@ -73,6 +74,7 @@ impl DeviceQueue {
         let max_chain = ring.config().max_chain;
         let parking = memory.iotlb().cloned();
         let parking = parking.map(|iotlb| Box::new(Parking::new(iotlb, max_chain, ring.state())));
+        let timer = Timer::new(Arc::default(), ring.config().size);
         Ok(Self {
             index,
             burst: Burst::new(max_chain),
@@ -81,7 +83,7 @@ impl DeviceQueue {
             doorbell,
             interrupt,
             events,
-            counters: Arc::default(),
+            timer,
             unpublished: false,
             armed: true,
             recorder: None,
@@ -96,7 +98,7 @@ impl DeviceQueue {
 
     /// Counts into `counters` from now on: a device keeps one set per queue over stops and resets.
     pub fn count_into(&mut self, counters: Arc<QueueCounters>) {
-        self.counters = counters;
+        self.timer = Timer::new(counters, self.size());
     }
 
     /// Records from now on what is written to guest memory. Nothing has been [taken](Self::next) yet.
@@ -168,13 +170,15 @@ impl DeviceQueue {
         match self.ring.next_burst(&mut self.burst, budget) {
             Ok(0) => {}
             Ok(count) => {
-                self.counters.bursts.add(1);
-                self.counters.chains.add(count as u64);
+                if self.timer.took(count) {
+                    self.time_one_of(count);
+                }
             }
             Err(violation) => {
-                self.counters.violations.add(1);
+                let violations = &self.timer.counters().violations;
+                violations.add(1);
                 // A guest can reset and do it again: ever fewer of them are logged.
-                let count = self.counters.violations.get();
+                let count = violations.get();
                 if count.is_power_of_two() {
                     tracing::error!(queue = self.index, count, %violation, "queue retired");
                 }
@@ -184,10 +188,33 @@ impl DeviceQueue {
         }
     }
 
+    /// Chooses a chain of the burst that was just taken, to see how long its stages take.
+    #[cold]
+    #[inline(never)]
+    fn time_one_of(&mut self, count: usize) {
+        let Some(head) = self.burst.head_at(self.timer.place(count)) else {
+            return;
+        };
+        let config = self.ring.config();
+        // Almost always a chain of several segments is an indirect one where that is possible.
+        let descriptors = match config.features.indirect {
+            true => 1,
+            false => self.burst.segments().div_ceil(count.max(1)),
+        };
+        self.timer.sample(head, count, config.size, descriptors as u64);
+    }
+
+    /// All chains taken in this turn have been given to whom they are for. A task whose back-end answers later calls it;
+    /// elsewhere [`publish`](Self::publish) does.
+    #[inline]
+    pub fn submitted(&mut self) {
+        self.timer.submitted();
+    }
+
     /// The device is done with a chain and wrote `written` bytes. Seen by the driver after [`publish`](Self::publish).
     #[inline]
     pub fn complete(&mut self, head: Head, written: u32) {
-        self.counters.completed.add(1);
+        self.timer.completed(head.index());
         self.unpublished = true;
         if let Some(recorder) = &mut self.recorder {
             recorder.completed(head.index());
@@ -198,23 +225,28 @@ impl DeviceQueue {
     /// Makes completions visible and interrupts the driver if it asked for it. Does nothing if there is none.
     #[inline]
     pub fn publish(&mut self) {
+        self.timer.submitted();
         if !std::mem::take(&mut self.unpublished) {
             return;
         }
         let wanted = self.ring.publish();
         self.ring_written();
+        let published = self.timer.publishing();
         if wanted {
-            self.counters.interrupts.add(1);
+            self.timer.counters().interrupts.add(1);
             self.interrupt.signal();
         } else {
-            self.counters.interrupts_suppressed.add(1);
+            self.timer.counters().interrupts_suppressed.add(1);
+        }
+        if let Some(published) = published {
+            self.timer.published(published, wanted);
         }
     }
 
     /// Grows whenever a chain is taken or completed.
     #[inline]
     pub fn moved(&self) -> u64 {
-        let counters = &*self.counters;
+        let counters = self.timer.counters();
         counters.chains.get().wrapping_add(counters.completed.get())
     }
 
@@ -235,7 +267,11 @@ impl DeviceQueue {
         let more = self.ring.arm();
         self.ring_written();
         // Behind a chain that waits for its translations nothing is taken.
-        more && !self.is_parked()
+        let more = more && !self.is_parked();
+        if !more {
+            self.timer.sleeps();
+        }
+        more
     }
 
     fn is_parked(&self) -> bool {
@@ -248,10 +284,11 @@ impl DeviceQueue {
         }
     }
 
-    /// Asks for no doorbells while the task runs.
+    /// Asks for no doorbells while the task runs. Called at the beginning of a turn, before chains are taken.
     #[inline]
-    pub fn disarm(&mut self) {
+    pub fn disarm(&mut self, turn: &Turn<'_>) {
         if std::mem::take(&mut self.armed) {
+            self.timer.gets_up(turn.woken());
             self.ring.disarm();
             self.ring_written();
         }
@@ -269,7 +306,7 @@ impl DeviceQueue {
 
     /// Counters so far.
     pub fn counters(&self) -> &QueueCounters {
-        &self.counters
+        self.timer.counters()
     }
 
     /// Takes the queue apart for a device that runs its rings elsewhere (vhost, vhost-user): nothing has been

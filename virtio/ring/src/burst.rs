@@ -183,6 +183,16 @@ impl Burst {
         self.heads().count()
     }
 
+    /// The buffer ID of the chain that is `at` places behind the next one.
+    pub fn head_at(&self, at: usize) -> Option<usize> {
+        self.heads().nth(at).map(usize::from)
+    }
+
+    /// Segments of all chains not handed out yet.
+    pub fn segments(&self) -> usize {
+        self.end.saturating_sub(self.at) / SLOT
+    }
+
     /// The buffer IDs of the chains not handed out yet.
     pub(crate) fn heads(&self) -> impl Iterator<Item = u16> {
         let mut left = self

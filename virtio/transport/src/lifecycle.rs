@@ -1,4 +1,5 @@
 use treaty_bus::Ticket;
+use treaty_telemetry::snapshot::InterruptMode;
 use treaty_virtio_device::{DeviceId, Features};
 
 use crate::mmio::MmioState;
@@ -47,6 +48,8 @@ pub struct TransportView {
     pub accepted: Features,
     /// Why DEVICE_NEEDS_RESET is set, if it is.
     pub needs_reset: Option<String>,
+    /// How it interrupts now.
+    pub interrupt_mode: InterruptMode,
     /// The queues, by index.
     pub queues: Vec<QueueView>,
 }
@@ -58,6 +61,10 @@ pub struct QueueView {
     pub size: u16,
     /// It runs.
     pub running: bool,
+    /// Its notifications that came as register writes: each was an exit to user space.
+    pub exit_doorbells: u64,
+    /// Its interrupts by the pin; `None` if all are.
+    pub pin_interrupts: Option<u64>,
 }
 
 /// The state of a transport and its device in a snapshot.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use treaty_bus::{Access, BusDevice, Ticket};
 use treaty_memory::GuestMemory;
 use treaty_pci::{IntxLine, IoAddress, IoEvents};
+use treaty_telemetry::AccessClass;
 use treaty_virtio_device::{DeviceId, Interrupt, InterruptSink, VirtioDevice};
 use treaty_virtio_spec::mmio as reg;
 use treaty_virtio_spec::pci::{ISR_CONFIG, ISR_QUEUE};
@@ -56,6 +57,14 @@ impl InterruptSink for Line {
 }
 
 impl MmioTransport {
+    /// What an access to the registers is for, by its offset.
+    pub fn access_class(_bar: u8, offset: u64) -> AccessClass {
+        match offset == reg::QUEUE_NOTIFY as u64 {
+            true => AccessClass::Doorbell,
+            false => AccessClass::VirtioRegister,
+        }
+    }
+
     /// Bytes of registers and configuration.
     pub const LEN: u64 = 0x1000;
 

@@ -69,14 +69,21 @@ impl Drop for ApiServer {
 
 fn answer_all(server: &Server, machine: &dyn Control) {
     for mut request in server.incoming_requests() {
-        let (code, body) = answer(&mut request, machine);
-        let json = Header {
+        let (kind, (code, body)) = match (request.method(), path_of(&request)) {
+            (Method::Get, METRICS) => {
+                let text = treaty_metrics::openmetrics(&machine.counters());
+                (treaty_metrics::CONTENT_TYPE, (200, text))
+            }
+            (_, METRICS) => ("application/json", error(405, "use GET")),
+            _ => ("application/json", answer(&mut request, machine)),
+        };
+        let kind = Header {
             field: field("Content-Type"),
-            value: value("application/json"),
+            value: value(kind),
         };
         let response = Response::from_string(body)
             .with_status_code(code)
-            .with_header(json);
+            .with_header(kind);
         // The client may have gone away; that is its affair.
         let _ = request.respond(response);
     }
@@ -95,19 +102,26 @@ fn value<T: std::str::FromStr>(text: &'static str) -> T {
 /// Status code and JSON body.
 type Answer = (u16, String);
 
-const READ: &[&str] = &["status", "devices", "openapi.json"];
+/// For Prometheus, beside the API.
+const METRICS: &str = "/metrics";
+const READ: &[&str] = &["status", "devices", "counters", "openapi.json"];
 const WRITE: &[&str] = &["pause", "resume", "power-button", "quit", "snapshot"];
 /// The longest body of a request, in bytes.
 const MAX_BODY: u64 = 64 << 10;
 
+fn path_of(request: &Request) -> &str {
+    request.url().split('?').next().unwrap_or_default()
+}
+
 fn answer(request: &mut Request, machine: &dyn Control) -> Answer {
-    let path = request.url().split('?').next().unwrap_or_default().to_owned();
+    let path = path_of(request).to_owned();
     let Some(what) = path.strip_prefix("/api/v1/") else {
         return error(404, "paths begin with /api/v1/; see /api/v1/openapi.json");
     };
     match (request.method(), what) {
         (Method::Get, "status") => json(&machine.status()),
         (Method::Get, "devices") => json(&machine.devices()),
+        (Method::Get, "counters") => json(&machine.counters()),
         (Method::Get, "openapi.json") => (200, OPENAPI.into()),
         (Method::Put, "pause") => command(machine.pause(), machine),
         (Method::Put, "resume") => command(machine.resume(), machine),

@@ -3,6 +3,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use treaty_telemetry::snapshot::Snapshot;
+
 use super::super::{DeviceInfo, MachineState, MachineStatus, SnapshotRequest};
 use super::*;
 
@@ -55,9 +57,28 @@ impl Control for Switch {
     fn devices(&self) -> Vec<DeviceInfo> {
         Vec::new()
     }
+    fn counters(&self) -> Snapshot {
+        let status = serde_json::json!({
+            "version": 1, "taken_ns": 5, "devices": [],
+            "machine": {
+                "kind": "monitor", "name": "m", "pid": 1, "state": "running", "cpus": 1, "memory_bytes": 1,
+                "uptime_seconds": 0.5, "reboots": 0, "telemetry": true, "other_exits": exits(),
+            },
+        });
+        serde_json::from_value(status).unwrap()
+    }
+}
+
+fn exits() -> serde_json::Value {
+    serde_json::to_value(treaty_telemetry::snapshot::Exits::default()).unwrap()
 }
 
 fn ask(path: &Path, line: &str) -> (u16, serde_json::Value) {
+    let (code, body) = ask_text(path, line);
+    (code, serde_json::from_str(&body).unwrap())
+}
+
+fn ask_text(path: &Path, line: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(path).unwrap();
     write!(
         stream,
@@ -68,7 +89,7 @@ fn ask(path: &Path, line: &str) -> (u16, serde_json::Value) {
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (code, serde_json::from_str(body).unwrap())
+    (code, body.to_owned())
 }
 
 fn socket(name: &str) -> PathBuf {
@@ -126,6 +147,26 @@ fn a_snapshot_says_what_is_wrong_with_it() {
 }
 
 #[test]
+fn counters_come_as_json_and_as_openmetrics() {
+    let path = socket("counters");
+    let _api = ApiServer::start(&path, Arc::new(Switch(Mutex::new(MachineState::Running)))).unwrap();
+    let counters = ask(&path, "GET /api/v1/counters").1;
+    assert_eq!(
+        (&counters["version"], &counters["machine"]["name"]),
+        (&1.into(), &"m".into())
+    );
+    let (code, text) = ask_text(&path, "GET /metrics");
+    assert_eq!(code, 200);
+    assert!(
+        text.contains("treaty_uptime_seconds{machine=\"m\"} 0.5"),
+        "{text}"
+    );
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert_eq!(ask(&path, "PUT /metrics").0, 405);
+    assert_eq!(ask(&path, "PUT /api/v1/counters").0, 405);
+}
+
+#[test]
 fn the_description_names_every_path() {
     let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
     let mut described: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
@@ -133,6 +174,7 @@ fn the_description_names_every_path() {
         .iter()
         .chain(WRITE)
         .map(|what| format!("/api/v1/{what}"))
+        .chain([METRICS.to_owned()])
         .collect();
     described.sort();
     served.sort();

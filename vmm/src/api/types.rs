@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use treaty_telemetry::snapshot::Snapshot;
 
 /// What the API can ask of a machine. Every call may come from any thread, and returns when the thing is done.
 pub trait Control: Send + Sync {
@@ -20,6 +21,8 @@ pub trait Control: Send + Sync {
     fn snapshot(&self, what: &SnapshotRequest) -> Result<(), ControlError>;
     /// The machine's virtio devices.
     fn devices(&self) -> Vec<DeviceInfo>;
+    /// All that the instruments know.
+    fn counters(&self) -> Snapshot;
 }
 
 /// The body of `PUT /api/v1/snapshot`

@@ -8,7 +8,9 @@ use treaty_e1000::{E1000, Parts};
 use treaty_ide::Ide;
 use treaty_pci::{BAR_COUNT, BarRange, IntxLine, PciDevice, SLOT_COUNT};
 use treaty_piix::{IDE_FUNCTION, PIIX_SLOT};
-use treaty_virtio_device::{DeviceCounters, Features};
+use treaty_telemetry::AccessCounters;
+use treaty_telemetry::snapshot::InterruptMode;
+use treaty_virtio_device::{DeviceCounters, DeviceId, Features};
 
 use treaty_virtio_transport::TransportView;
 
@@ -16,7 +18,7 @@ use super::build::Build;
 use super::virtio::{Attached, Places, Registers};
 use super::{BuildError, scsi};
 use crate::emulated::{Card, Drives, Emulated};
-use crate::guard::Guarded;
+use crate::guard::{Counted, Guarded};
 use crate::interrupts::KvmLine;
 use crate::layout;
 use crate::plan::{MachineKind, TransportChoice};
@@ -73,7 +75,8 @@ fn attach_card(
         source: Box::new(source),
     })?;
     let posted = PostedRanges::new(build.vm.coalesced(), &E1000::POSTED);
-    plug(build, places, name, Card1000(device, posted), workers)
+    let device = Card1000(device, posted);
+    plug(build, places, name, Guarded::new(name, device), workers)
 }
 
 fn attach_drives(
@@ -99,15 +102,17 @@ fn attach_drives(
         name: name.to_owned(),
         source: Box::new(source),
     })?;
+    let accesses = Arc::<AccessCounters>::default();
+    let counted = |target| Arc::new(Counted::new(target, accesses.clone()));
     for ((command, control), targets) in Ide::FIXED_PORTS.into_iter().zip(device.fixed_ports()) {
-        build.ports.register(command, targets.0)?;
-        build.ports.register(control, targets.1)?;
+        build.ports.register(command, counted(targets.0))?;
+        build.ports.register(control, counted(targets.1))?;
     }
     let posted = PostedRanges::new(build.vm.coalesced(), &Ide::POSTED);
     for (port, len) in Ide::POSTED_FIXED {
         posted.add_fixed(port, len);
     }
-    let device = Controller(device, posted);
+    let device = Guarded::new(name, Controller(device, posted)).counted_in(accesses);
     let attached = match build.plan.machine {
         MachineKind::Virt => plug(build, places, name, device, workers)?,
         MachineKind::Pc => plug_at(build, (PIIX_SLOT, IDE_FUNCTION), name, device, workers)?,
@@ -119,7 +124,7 @@ pub(super) fn plug<T: PciDevice + 'static>(
     build: &Build<'_>,
     places: &mut Places,
     name: &str,
-    device: T,
+    device: Guarded<T>,
     workers: WorkerPool,
 ) -> Result<Attached, BuildError>
 where
@@ -135,13 +140,14 @@ fn plug_at<T: PciDevice + 'static>(
     build: &Build<'_>,
     (slot, number): (u8, u8),
     name: &str,
-    device: T,
+    device: Guarded<T>,
     workers: WorkerPool,
 ) -> Result<Attached, BuildError>
 where
     Guarded<T>: Registers,
 {
-    let function = Arc::new(Mutex::new(Guarded::new(name, device)));
+    let accesses = device.accesses();
+    let function = Arc::new(Mutex::new(device));
     let plugged: Arc<Mutex<dyn PciDevice>> = function.clone();
     let added = build.pci.add_function(slot, number, plugged);
     added.map_err(|_| full(name))?;
@@ -153,6 +159,8 @@ where
         link: None,
         stop: None,
         disks: Vec::new(),
+        names: Vec::new(),
+        accesses,
         registers: function,
         _workers: workers,
     })
@@ -165,6 +173,7 @@ pub(super) fn plain_view(kind: &'static str) -> (&'static str, TransportView) {
         offered: Features::NONE,
         accepted: Features::NONE,
         needs_reset: None,
+        interrupt_mode: InterruptMode::Intx,
         queues: Vec::new(),
     };
     (kind, view)
@@ -176,6 +185,14 @@ struct Card1000(E1000, PostedRanges);
 impl Registers for Guarded<Card1000> {
     fn view(&self) -> (&'static str, TransportView) {
         plain_view("e1000")
+    }
+
+    fn device_id(&self) -> Option<DeviceId> {
+        None
+    }
+
+    fn accesses(&self) -> Arc<AccessCounters> {
+        Guarded::accesses(self)
     }
 
     fn pause(&mut self) -> Option<Ticket> {
@@ -203,6 +220,14 @@ struct Controller(Ide, PostedRanges);
 impl Registers for Guarded<Controller> {
     fn view(&self) -> (&'static str, TransportView) {
         plain_view("ide")
+    }
+
+    fn device_id(&self) -> Option<DeviceId> {
+        None
+    }
+
+    fn accesses(&self) -> Arc<AccessCounters> {
+        Guarded::accesses(self)
     }
 
     fn pause(&mut self) -> Option<Ticket> {

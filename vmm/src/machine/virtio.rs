@@ -9,8 +9,9 @@ use treaty_catalog::{Built, LiveHandle, StopHandle, WorkerPool, poll_of};
 use treaty_pci::{BarAllocator, PciDevice, SLOT_COUNT};
 use treaty_piix::PIIX_SLOT;
 use treaty_tables::MmioDevice;
+use treaty_telemetry::AccessCounters;
 use treaty_vhost_frontend::{Link, VhostUserDevice};
-use treaty_virtio_device::{DeviceCounters, VirtioDevice};
+use treaty_virtio_device::{DeviceCounters, DeviceId, VirtioDevice};
 use treaty_virtio_transport::{
     Intx, Lifecycle, MmioParts, MmioTransport, PciParts, RingOffer, TransportView, VirtioPci,
 };
@@ -44,6 +45,10 @@ pub(crate) struct Attached {
     pub(crate) stop: Option<StopHandle>,
     /// The disks in it of which snapshots can be taken, by name.
     pub(crate) disks: Vec<(String, LiveHandle)>,
+    /// The queues of a device that is no virtio device: index, and what it is for.
+    pub(super) names: Vec<(u16, String)>,
+    /// The guest's accesses to it that reached the monitor.
+    pub(crate) accesses: Arc<AccessCounters>,
     pub(super) registers: Arc<Mutex<dyn Registers>>,
     /// After the transport, whose device uses them.
     pub(super) _workers: WorkerPool,
@@ -116,10 +121,12 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
         Source::Here(opened) => (opened.stop_handle().cloned(), opened.live_handle().cloned()),
         Source::Elsewhere(..) | Source::Emulated(_) => (None, None),
     };
+    counters.time_by(build.plan.telemetry.rule());
     let (location, registers) = match slot.transport {
         TransportChoice::Pci => attach_pci(build, places, name, device, offer)?,
         TransportChoice::Mmio => attach_mmio(build, places, name, device, offer)?,
     };
+    let accesses = lock_registers(&registers).accesses();
     let (name, transport) = (name.to_owned(), slot.transport);
     Ok(Attached {
         disks: live.map(|live| (name.clone(), live)).into_iter().collect(),
@@ -129,6 +136,8 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
         counters,
         link,
         stop,
+        names: Vec::new(),
+        accesses,
         registers,
         _workers: workers,
     })
@@ -160,7 +169,9 @@ fn attach_pci(
         bar_address,
     };
     let transport = VirtioPci::new(device, parts).map_err(|error| transport_fault(name, error))?;
-    let function = Arc::new(Mutex::new(Guarded::new(name, transport)));
+    let function = Arc::new(Mutex::new(
+        Guarded::new(name, transport).with_class(VirtioPci::access_class),
+    ));
     let plugged: Arc<Mutex<dyn PciDevice>> = function.clone();
     build.pci.add(number, plugged).map_err(|_| full())?;
     places.slot += 1;
@@ -192,7 +203,9 @@ fn attach_mmio(
         address: range.start,
     };
     let transport = MmioTransport::new(device, parts).map_err(|error| transport_fault(name, error))?;
-    let registers = Arc::new(Mutex::new(Guarded::new(name, transport)));
+    let registers = Arc::new(Mutex::new(
+        Guarded::new(name, transport).with_class(MmioTransport::access_class),
+    ));
     build.mmio.register(range.clone(), registers.clone())?;
     build.mmio_devices.push(MmioDevice {
         base: range.start as u32,
@@ -218,6 +231,10 @@ fn transport_fault(name: &str, error: treaty_virtio_transport::BuildError) -> Bu
 pub(super) trait Registers: Send {
     /// Its type's name, and what its driver has made of it.
     fn view(&self) -> (&'static str, TransportView);
+    /// Its device type, if it is a virtio device.
+    fn device_id(&self) -> Option<DeviceId>;
+    /// The guest's accesses to it.
+    fn accesses(&self) -> Arc<AccessCounters>;
     /// Stops its queues, keeping where they are; a ticket if it has to be asked again.
     fn pause(&mut self) -> Option<Ticket>;
     /// Starts them again.
@@ -232,6 +249,14 @@ impl<T: Lifecycle> Registers for Guarded<T> {
     fn view(&self) -> (&'static str, TransportView) {
         let transport = self.device();
         (transport.device_id().name(), transport.view())
+    }
+
+    fn device_id(&self) -> Option<DeviceId> {
+        Some(self.device().device_id())
+    }
+
+    fn accesses(&self) -> Arc<AccessCounters> {
+        self.accesses()
     }
 
     fn pause(&mut self) -> Option<Ticket> {
@@ -251,6 +276,16 @@ impl Attached {
     /// Its type's name, and what its driver has made of it.
     pub(crate) fn view(&self) -> (&'static str, TransportView) {
         self.lock().view()
+    }
+
+    /// Its device type, if it is a virtio device.
+    pub(crate) fn device_id(&self) -> Option<DeviceId> {
+        self.lock().device_id()
+    }
+
+    /// The queues of a device that is no virtio device: index, and what it is for.
+    pub(crate) fn queue_names(&self) -> impl Iterator<Item = (u16, String)> {
+        self.names.iter().map(|(index, name)| (*index, name.clone()))
     }
 
     /// Counters that belong to no virtqueue.
@@ -288,6 +323,10 @@ impl Attached {
     }
 
     fn lock(&self) -> MutexGuard<'_, dyn Registers + 'static> {
-        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_registers(&self.registers)
     }
+}
+
+fn lock_registers(registers: &Mutex<dyn Registers>) -> MutexGuard<'_, dyn Registers + 'static> {
+    registers.lock().unwrap_or_else(PoisonError::into_inner)
 }

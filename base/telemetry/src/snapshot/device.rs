@@ -95,7 +95,7 @@ pub struct Exits {
     pub mmio: u64,
     /// By port, to user space.
     pub pio: u64,
-    /// All that reached user space.
+    /// All that reached user space: by memory, by port, and PCI configuration space, which is in neither of these.
     pub user: u64,
     /// Those that the kernel finished alone: bursts that an ioeventfd announced. The kernel does not count by device, so
     /// doorbells for the same burst count as one.
@@ -152,10 +152,10 @@ impl Exits {
             let found = counters.of(class);
             exits.mmio += found.mmio;
             exits.pio += found.pio;
-            exits.user += found.mmio + found.pio;
+            exits.user += found.all();
             exits.time_ns += found.time_ns;
             ClassExits {
-                count: found.mmio + found.pio,
+                count: found.all(),
                 time_ns: found.time_ns,
             }
         };

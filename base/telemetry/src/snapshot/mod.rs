@@ -3,6 +3,7 @@
 //! Counters only grow, over resets of a device too; a reboot makes the devices anew and starts them at 0. Rates are made of
 //! two snapshots, see [`Queue::since`]. The JSON schema is `docs/counters.schema.json`. Fields are added, not renamed.
 
+mod collect;
 mod device;
 mod latency;
 mod queue;

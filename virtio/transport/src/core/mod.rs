@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use treaty_bus::{Ticket, TicketHolder};
 use treaty_memory::GuestMemory;
+use treaty_telemetry::snapshot::InterruptMode;
 use treaty_virtio_device::{
     Description, DeviceEvents, DeviceQueue, Doorbell, EventSink, Features, Interrupt, QueueParts, QueueState,
     StartError, VirtioDevice,
@@ -76,6 +77,7 @@ impl Core {
                 limits: *limits,
                 config: QueueConfig::initial(*limits),
                 run: Run::Fresh,
+                notified: 0,
                 doorbell: Doorbell::new().map_err(|source| BuildError::Doorbell { queue, source })?,
                 interrupt: (parts.queue_interrupt)(queue as u16),
             });
@@ -125,6 +127,8 @@ impl Core {
                 0
             },
             running: matches!(queue.run, Run::Running),
+            exit_doorbells: queue.notified,
+            pin_interrupts: None,
         };
         TransportView {
             status,
@@ -135,6 +139,10 @@ impl Core {
                 Features::NONE
             },
             needs_reset: self.shared.needs_reset_reason(),
+            interrupt_mode: match status & DRIVER_OK {
+                0 => InterruptMode::None,
+                _ => InterruptMode::Intx,
+            },
             queues: self.queues.iter().map(queue).collect(),
         }
     }
@@ -369,8 +377,11 @@ impl Core {
 
     /// A notification that did not go through an ioeventfd. virtio 1.3 §2.9
     pub fn notify(&mut self, index: u16) {
-        match self.queues.get(usize::from(index)) {
-            Some(queue) if matches!(queue.run, Run::Running) => queue.doorbell.ring(),
+        match self.queues.get_mut(usize::from(index)) {
+            Some(queue) if matches!(queue.run, Run::Running) => {
+                queue.notified += 1;
+                queue.doorbell.ring();
+            }
             _ => self.fault("notification of a queue that does not run"),
         }
     }

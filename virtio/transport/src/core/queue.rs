@@ -74,6 +74,8 @@ pub(super) struct Queue {
     pub limits: QueueDescription,
     pub config: QueueConfig,
     pub run: Run,
+    /// Notifications by register writes.
+    pub notified: u64,
     pub doorbell: Doorbell,
     pub interrupt: Interrupt,
 }

@@ -1,5 +1,6 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU16, AtomicU64};
 
 use treaty_pci::Msix;
 use treaty_virtio_device::InterruptSink;
@@ -13,6 +14,8 @@ pub(super) struct Interrupts {
     pub isr: InterruptStatus,
     config: AtomicU16,
     queues: Vec<AtomicU16>,
+    /// Interrupts of each queue by the pin.
+    by_pin: Vec<AtomicU64>,
 }
 
 /// What an interrupt is about.
@@ -29,6 +32,7 @@ impl Interrupts {
             isr,
             config: AtomicU16::new(NO_VECTOR),
             queues: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            by_pin: (0..queues).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -65,12 +69,22 @@ impl Interrupts {
         let on = self.msix.is_enabled();
         match event {
             Event::Config => self.isr.raise(ISR_CONFIG),
-            Event::Queue(_) if !on => self.isr.raise(ISR_QUEUE),
+            Event::Queue(index) if !on => {
+                if let Some(count) = self.by_pin.get(usize::from(index)) {
+                    count.fetch_add(1, Relaxed);
+                }
+                self.isr.raise(ISR_QUEUE);
+            }
             Event::Queue(_) => {}
         }
         if on {
             self.msix.signal(self.vector(event));
         }
+    }
+
+    /// Interrupts of a queue that went by the pin.
+    pub fn by_pin(&self, index: usize) -> Option<u64> {
+        self.by_pin.get(index).map(|count| count.load(Relaxed))
     }
 
     pub fn queue_vectors(&self) -> Vec<u16> {

@@ -11,6 +11,8 @@ use treaty_memory::GuestMemory;
 use treaty_pci::{
     BAR_COUNT, BarRange, ConfigSpace, IntxLine, IoAddress, IoEvents, MsiProvider, Msix, MsixState, PciDevice,
 };
+use treaty_telemetry::AccessClass;
+use treaty_telemetry::snapshot::InterruptMode;
 use treaty_virtio_device::{DeviceId, Interrupt, VirtioDevice};
 use treaty_virtio_spec::pci::{ISR_CONFIG, ISR_QUEUE};
 
@@ -78,6 +80,15 @@ pub struct PciState {
 }
 
 impl VirtioPci {
+    /// What an access to the BAR is for, by its offset.
+    pub fn access_class(_bar: u8, offset: u64) -> AccessClass {
+        match offset {
+            layout::NOTIFY..layout::TABLE => AccessClass::Doorbell,
+            layout::TABLE.. => AccessClass::MsixTable,
+            _ => AccessClass::VirtioRegister,
+        }
+    }
+
     /// Bytes of BAR 0, which is the only one.
     pub const BAR_LEN: u64 = layout::BAR_LEN;
 
@@ -328,7 +339,14 @@ impl Lifecycle for VirtioPci {
     }
 
     fn view(&self) -> TransportView {
-        self.core.view()
+        let mut view = self.core.view();
+        if self.interrupts.msix.is_enabled() {
+            view.interrupt_mode = InterruptMode::Msix;
+        }
+        for (index, queue) in view.queues.iter_mut().enumerate() {
+            queue.pin_interrupts = self.interrupts.by_pin(index);
+        }
+        view
     }
 }
 
