@@ -12,6 +12,7 @@ mod completions;
 mod config;
 #[cfg(feature = "monitor")]
 mod counters;
+#[cfg(feature = "monitor")]
 mod ctl;
 #[cfg(feature = "monitor")]
 mod doctor;

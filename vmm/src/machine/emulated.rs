@@ -10,7 +10,7 @@ use treaty_pci::{BAR_COUNT, BarRange, IntxLine, PciDevice, SLOT_COUNT};
 use treaty_piix::{IDE_FUNCTION, PIIX_SLOT};
 use treaty_telemetry::AccessCounters;
 use treaty_telemetry::snapshot::InterruptMode;
-use treaty_virtio_device::{DeviceCounters, DeviceId, Features};
+use treaty_virtio_device::{DeviceCounters, Features};
 
 use treaty_virtio_transport::TransportView;
 
@@ -187,14 +187,6 @@ impl Registers for Guarded<Card1000> {
         plain_view("e1000")
     }
 
-    fn device_id(&self) -> Option<DeviceId> {
-        None
-    }
-
-    fn accesses(&self) -> Arc<AccessCounters> {
-        Guarded::accesses(self)
-    }
-
     fn pause(&mut self) -> Option<Ticket> {
         self.device().0.set_paused(true);
         None
@@ -220,14 +212,6 @@ struct Controller(Ide, PostedRanges);
 impl Registers for Guarded<Controller> {
     fn view(&self) -> (&'static str, TransportView) {
         plain_view("ide")
-    }
-
-    fn device_id(&self) -> Option<DeviceId> {
-        None
-    }
-
-    fn accesses(&self) -> Arc<AccessCounters> {
-        Guarded::accesses(self)
     }
 
     fn pause(&mut self) -> Option<Ticket> {

@@ -42,7 +42,8 @@ pub(super) fn attach(
         source: Box::new(source),
     })?;
     let posted = PostedRanges::new(build.vm.coalesced(), &[]);
-    let attached = plug(build, places, name, Scsi(device, posted), workers)?;
+    let device = Guarded::new(name, Scsi(device, posted));
+    let attached = plug(build, places, name, device, workers)?;
     Ok(Attached {
         disks: targets.disks(),
         ..attached

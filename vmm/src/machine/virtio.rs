@@ -122,11 +122,10 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
         Source::Elsewhere(..) | Source::Emulated(_) => (None, None),
     };
     counters.time_by(build.plan.telemetry.rule());
-    let (location, registers) = match slot.transport {
+    let (location, registers, accesses) = match slot.transport {
         TransportChoice::Pci => attach_pci(build, places, name, device, offer)?,
         TransportChoice::Mmio => attach_mmio(build, places, name, device, offer)?,
     };
-    let accesses = lock_registers(&registers).accesses();
     let (name, transport) = (name.to_owned(), slot.transport);
     Ok(Attached {
         disks: live.map(|live| (name.clone(), live)).into_iter().collect(),
@@ -143,7 +142,7 @@ fn attach(build: &mut Build<'_>, places: &mut Places, slot: &Slot) -> Result<Att
     })
 }
 
-type Placed = (String, Arc<Mutex<dyn Registers>>);
+type Placed = (String, Arc<Mutex<dyn Registers>>, Arc<AccessCounters>);
 
 fn attach_pci(
     build: &Build<'_>,
@@ -169,13 +168,13 @@ fn attach_pci(
         bar_address,
     };
     let transport = VirtioPci::new(device, parts).map_err(|error| transport_fault(name, error))?;
-    let function = Arc::new(Mutex::new(
-        Guarded::new(name, transport).with_class(VirtioPci::access_class),
-    ));
+    let function = Guarded::new(name, transport).with_class(VirtioPci::access_class);
+    let accesses = function.accesses();
+    let function = Arc::new(Mutex::new(function));
     let plugged: Arc<Mutex<dyn PciDevice>> = function.clone();
     build.pci.add(number, plugged).map_err(|_| full())?;
     places.slot += 1;
-    Ok((format!("00:{number:02x}.0"), function))
+    Ok((format!("00:{number:02x}.0"), function, accesses))
 }
 
 fn attach_mmio(
@@ -203,16 +202,16 @@ fn attach_mmio(
         address: range.start,
     };
     let transport = MmioTransport::new(device, parts).map_err(|error| transport_fault(name, error))?;
-    let registers = Arc::new(Mutex::new(
-        Guarded::new(name, transport).with_class(MmioTransport::access_class),
-    ));
+    let registers = Guarded::new(name, transport).with_class(MmioTransport::access_class);
+    let accesses = registers.accesses();
+    let registers = Arc::new(Mutex::new(registers));
     build.mmio.register(range.clone(), registers.clone())?;
     build.mmio_devices.push(MmioDevice {
         base: range.start as u32,
         len: MmioTransport::LEN as u32,
         gsi,
     });
-    Ok((format!("{:#x}", range.start), registers))
+    Ok((format!("{:#x}", range.start), registers, accesses))
 }
 
 fn mmio_range(index: usize) -> Range<u64> {
@@ -232,9 +231,9 @@ pub(super) trait Registers: Send {
     /// Its type's name, and what its driver has made of it.
     fn view(&self) -> (&'static str, TransportView);
     /// Its device type, if it is a virtio device.
-    fn device_id(&self) -> Option<DeviceId>;
-    /// The guest's accesses to it.
-    fn accesses(&self) -> Arc<AccessCounters>;
+    fn device_id(&self) -> Option<DeviceId> {
+        None
+    }
     /// Stops its queues, keeping where they are; a ticket if it has to be asked again.
     fn pause(&mut self) -> Option<Ticket>;
     /// Starts them again.
@@ -253,10 +252,6 @@ impl<T: Lifecycle> Registers for Guarded<T> {
 
     fn device_id(&self) -> Option<DeviceId> {
         Some(self.device().device_id())
-    }
-
-    fn accesses(&self) -> Arc<AccessCounters> {
-        self.accesses()
     }
 
     fn pause(&mut self) -> Option<Ticket> {
@@ -323,10 +318,6 @@ impl Attached {
     }
 
     fn lock(&self) -> MutexGuard<'_, dyn Registers + 'static> {
-        lock_registers(&self.registers)
+        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn lock_registers(registers: &Mutex<dyn Registers>) -> MutexGuard<'_, dyn Registers + 'static> {
-    registers.lock().unwrap_or_else(PoisonError::into_inner)
 }
