@@ -87,3 +87,43 @@ fn the_text_has_every_metric_and_ends_as_openmetrics_must() {
     assert_eq!(counts[counts.len() - 2..], ["3", "7"]);
     assert!(text.contains("le=\"+Inf\""));
 }
+
+const DASHBOARD: &str = include_str!("../../../contrib/grafana/treaty.json");
+
+/// Every word of a query that begins as our metrics do.
+fn metrics_of(query: &str) -> Vec<String> {
+    let words = query.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    words
+        .filter(|word| word.starts_with("treaty_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_dashboard_asks_for_what_there_is() {
+    let text = openmetrics(&machine());
+    let lines = || text.lines().filter(|line| !line.starts_with('#'));
+    let series: BTreeSet<_> = lines().filter_map(|line| line.split('{').next()).collect();
+    let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap());
+    let queries = targets.map(|target| target["expr"].as_str().unwrap());
+    let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
+    let variables = variables.filter_map(|variable| variable["definition"].as_str());
+    let mut asked = BTreeSet::new();
+    for query in queries.chain(variables) {
+        let metrics = metrics_of(query);
+        assert!(!metrics.is_empty(), "{query}");
+        asked.extend(metrics);
+    }
+    let unknown: Vec<_> = asked
+        .iter()
+        .filter(|name| !series.contains(name.as_str()))
+        .collect();
+    assert!(unknown.is_empty(), "the dashboard asks for {unknown:?}");
+    // Panels do not lie on one another.
+    let places: BTreeSet<_> = panels.iter().map(|panel| panel["gridPos"].to_string()).collect();
+    assert_eq!(places.len(), panels.len());
+}

@@ -241,6 +241,10 @@ impl Source {
             &names::BACKPRESSURE,
             &self.queues(|queue| one(queue.throttled.backpressure)),
         )?;
+        Ok(())
+    }
+
+    fn encode_signals(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let doorbells = self.queues(|queue| {
             let rung = queue.doorbells;
             split(
@@ -300,6 +304,7 @@ impl Collector for Source {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_devices(&mut encoder)?;
         self.encode_queues(&mut encoder)?;
+        self.encode_signals(&mut encoder)?;
         self.encode_stages(&mut encoder)
     }
 }

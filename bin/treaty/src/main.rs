@@ -24,6 +24,7 @@ mod qemu;
 #[cfg(feature = "monitor")]
 mod run;
 mod serve;
+mod served;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -11,11 +11,14 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use treaty_catalog::{CharContext, DiskContext, Opened, WorkerPool};
 use treaty_listen::Listener;
 use treaty_nbd::Server;
-use treaty_plan::{ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan, WorkersPlan};
+use treaty_plan::{
+    ConsolePlan, DaemonPlan, DiskPlan, NetPlan, Served, ServedPlan, TelemetryChoice, WorkersPlan,
+};
 use treaty_vhost_backend::{Endpoint, Options, Stop, serve_with};
 use treaty_worker::{Poll, ReactorKind};
 
 use crate::output::LogLevel;
+use crate::served::Counted;
 use crate::{config, nbd};
 
 /// Run devices as vhost-user back-ends for QEMU, Cloud Hypervisor, DPDK and other front-ends; export images by NBD.
@@ -34,6 +37,13 @@ pub struct Args {
     /// rng = true, console = {...}; or [[nbd]] socket = "..." with [[nbd.export]] name = "...", disk = {...}.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Answer GET /metrics (OpenMetrics, for Prometheus) and GET /api/v1/counters (`treaty ctl --socket SOCKET counters`) at
+    /// this address, such as 127.0.0.1:9100, or on this Unix socket. Whoever reaches the address may read.
+    #[arg(long, value_name = "ADDR|SOCKET")]
+    metrics: Option<treaty_metrics::Address>,
+    /// Time a sample of the requests (on), none (off), or one of every burst (dense); counters count always.
+    #[arg(long, value_name = "on|off|dense", default_value = "on")]
+    telemetry: TelemetryChoice,
 }
 
 #[derive(clap::Subcommand)]
@@ -192,8 +202,13 @@ pub fn main(args: Args, log: LogLevel) -> anyhow::Result<u8> {
             "give either a device (blk, nbd, net, rng, console) or --config FILE; see treaty serve --help"
         ),
     };
+    let counted = Counted::new(args.telemetry);
+    let _metrics = match &args.metrics {
+        Some(address) => Some(counted.answer(address)?),
+        None => None,
+    };
     obey_signals(stop.clone(), log)?;
-    serve_all(ready, &stop)?;
+    serve_all(ready, &stop, &counted)?;
     // Waiting ends with an error: it was stopped.
     while !servers.is_empty() && stop.sleep(Duration::from_secs(3600)).is_ok() {}
     Ok(0)
@@ -292,7 +307,7 @@ fn obey_signals(stop: Stop, mut log: LogLevel) -> anyhow::Result<()> {
 }
 
 /// One thread for each device. All stop together.
-fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<()> {
+fn serve_all(ready: Vec<Ready>, stop: &Stop, counted: &Counted) -> anyhow::Result<()> {
     thread::scope(|scope| {
         let serve_one = |Ready {
                              opened,
@@ -305,6 +320,7 @@ fn serve_all(ready: Vec<Ready>, stop: &Stop) -> anyhow::Result<()> {
             let mut pool = WorkerPool::new(ReactorKind::Auto, usual);
             let mut built = opened.build(&mut pool)?;
             let name = opened.name();
+            counted.add(name, &endpoint, &built);
             serve_with(endpoint, &mut *built.device, stop, &options).with_context(|| name.to_owned())
         };
         let threads: Vec<_> = ready
