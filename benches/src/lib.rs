@@ -21,7 +21,7 @@ use treaty_telemetry::Rule;
 pub use report::{Better, Case, Report};
 
 /// The benchmarks, and what each compares.
-pub const NAMES: [(&str, &str); 6] = [
+pub const NAMES: [(&str, &str); 7] = [
     (
         "ring",
         "both ring layouts with virtio-queue and vhost-user-backend",
