@@ -162,6 +162,12 @@ impl Active {
             return Some(Ok(()));
         }
         if count == 0 {
+            // A write may have made the file longer since the read found its end: that is not the end any more.
+            let again = self.purpose == Purpose::Read && file.growable && self.retries < MAX_RETRIES;
+            if again {
+                self.retries += 1;
+                return None;
+            }
             return Some(Err(self.stuck(file)));
         }
         buffers.advance(count as usize);
@@ -217,5 +223,34 @@ impl Active {
             text += &format!(" at byte {} ({} bytes left)", self.offset, self.left);
         }
         Box::new(StorageError::Host { action: text, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use treaty_buffers::AlignedBlock;
+
+    use super::*;
+    use crate::OpenOptions;
+    use crate::open::open_file;
+
+    /// A read finds the end of a growing file, and before that is known a write behind it ends.
+    #[test]
+    fn an_end_that_has_moved_on_is_not_the_end() {
+        let path = std::env::temp_dir().join(format!("treaty-growing-{}", std::process::id()));
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let file = open_file(&OpenOptions::qcow2(&path), true).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.state.grew_to(16384);
+        let mut buffers = AlignedBlock::new(4096, 512).buffers();
+        let mut read = Active::read(0, 8192, 4096);
+        assert!(read.moved(&file, 0, &mut buffers).is_none());
+        assert_eq!((read.offset, read.left, buffers.len()), (8192, 4096, 4096));
+        // A file that really is shorter than what was written ends it.
+        let end = (0..=MAX_RETRIES).find_map(|_| read.moved(&file, 0, &mut buffers));
+        assert!(end.is_some_and(|end| end.is_err()));
+        let mut far = Active::read(0, 32768, 4096);
+        let end = far.moved(&file, 0, &mut buffers);
+        assert!(end.is_some_and(|end| end.is_ok()), "nobody has written there");
     }
 }
