@@ -149,6 +149,7 @@ struct Guest<'a> {
     known: Known,
     stamp: u32,
     snapshots: Vec<(String, Allowed)>,
+    most_snapshots: usize,
     version: u32,
     sectors: u64,
 }
@@ -207,7 +208,7 @@ impl Guest<'_> {
     fn manage(&mut self, image: &Qcow2Image, step: &Step) -> Result<()> {
         let count = self.snapshots.len();
         match step {
-            Step::Create if count < 3 => {
+            Step::Create if count < self.most_snapshots => {
                 let name = format!("s{}", self.story.acts.len());
                 image.snapshot_create(&name)?;
                 self.note(Act::Flushed);
@@ -266,6 +267,8 @@ fn record(create: &CreateOptions, store: &Recorder, options: &Qcow2Options, step
         known: Known::new(sectors),
         stamp: 0,
         snapshots: Vec::new(),
+        // While one is applied, a cluster has a reference more than there are snapshots and disks.
+        most_snapshots: if create.refcount_bits == 2 { 1 } else { 3 },
         version: create.version,
         sectors,
     };
