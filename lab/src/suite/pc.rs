@@ -1,5 +1,7 @@
 //! The PC machine: a disk boots by SeaBIOS and GRUB, the same one over IDE and over virtio.
 
+use std::time::Duration;
+
 use crate::batch::Batch;
 use crate::guest::{Expect, Guest, GuestTest, Image, Kernel};
 
@@ -25,6 +27,8 @@ fn disk(interface: &str, name: &str) -> GuestTest {
         before: "cd ..\n[ -e boot.qcow2 ] || \"$LAB_TREATY\" img convert -f raw -O qcow2 \"$LAB_BOOT_DISK\" boot.qcow2"
             .into(),
         after: "\"$LAB_TREATY\" img check -q -f qcow2 ../boot.qcow2 || fail 'the image is damaged'".into(),
+        // The kernel unpacks itself, after GRUB has read it through the BIOS.
+        timeout: Duration::from_secs(90),
         expect: vec![
             Expect::Console("SeaBIOS (version".into()),
             Expect::Console("GRUB: loading Linux".into()),
