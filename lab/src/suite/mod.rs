@@ -132,7 +132,7 @@ mod tests {
             ["disk-pci-split-6.1"],
             "and not rebind-disk-pci-split-6.1"
         );
-        assert!(names("disk-pci-split").contains(&"disk-pci-split-6.12".to_owned()));
+        assert!(names("disk-pci").contains(&"rebind-disk-pci-split-6.1".to_owned()));
         assert!(names("no such test").is_empty());
     }
 }

@@ -28,7 +28,7 @@ fn disk(interface: &str, name: &str) -> GuestTest {
             .into(),
         after: "\"$LAB_TREATY\" img check -q -f qcow2 ../boot.qcow2 || fail 'the image is damaged'".into(),
         // The kernel unpacks itself, after GRUB has read it through the BIOS.
-        timeout: Duration::from_secs(90),
+        timeout: Duration::from_secs(240),
         expect: vec![
             Expect::Console("SeaBIOS (version".into()),
             Expect::Console("GRUB: loading Linux".into()),
