@@ -87,7 +87,8 @@ impl Chip {
 
     fn wait_reselect(&mut self, instruction: Instruction) -> Step {
         self.release_ack();
-        if self.run == Run::Stopped {
+        // A target may have come already, instead of a selection that a script tried: it has the bus.
+        if self.run == Run::Stopped || self.bus.is_connected() {
             return Step::Done;
         }
         if self.has_signal() {

@@ -145,6 +145,58 @@ fn tagged(rig: &mut Rig, cdb: &[u8], phase: u32, len: usize) -> (u8, u8) {
     (rig.get(SMALL + 0x80, 1)[0], times)
 }
 
+/// A command whose target has let the bus go, and is back, or soon will be.
+fn one_away() -> Rig {
+    let mut rig = Rig::awake();
+    rig.put(SMALL, &[0xc0, 0x20, 0x42]);
+    rig.put(SMALL + 0x10, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    let ask = [
+        [select(0), 0],
+        [mov(MESSAGE_OUT, 3), SMALL],
+        [mov(COMMAND, 10), SMALL + 0x10],
+        [mov(MESSAGE_IN, 1), SMALL + 0x90],
+        [CLEAR_ACK, 0],
+        [WAIT_DISCONNECT, 0],
+        [INT, 50],
+    ];
+    assert_eq!(rig.run(ask.as_flattened()).dsps, 50);
+    if let Some(ticket) = rig.lsi.pause() {
+        assert!(ticket.wait(std::time::Duration::from_secs(60)));
+    }
+    rig.lsi.resume();
+    rig
+}
+
+/// The script that selects goes to where it waits for targets, and finds the one that came first. Linux's driver does this
+/// whenever a disk is quicker than the next command, with SIGP set as often as not.
+#[test]
+fn a_target_that_comes_instead_of_a_selection_is_not_waited_for_again() {
+    const LOST: u32 = SCRIPT + 0x40;
+    let came_first = |signal: u8| {
+        let mut rig = one_away();
+        rig.write(ISTAT0, signal);
+        let lost = [
+            [WAIT_RESELECT, SCRIPT + 0x60],
+            [mov(MESSAGE_IN, 3), SMALL + 0x91],
+            [CLEAR_ACK, 0],
+            [INT, 99],
+            // 0x60: told by SIGP.
+            [INT, 61],
+        ];
+        rig.words(LOST, lost.as_flattened());
+        let dsps = rig.run(&[select(2), LOST, INT, 60]).dsps;
+        if dsps == 99 {
+            assert_eq!(rig.get(SMALL + 0x91, 3), [0x80, 0x20, 0x42]);
+        }
+        dsps
+    };
+    for signal in [0, istat::SIGP] {
+        // 60: the disk was slower this time, and the CD-ROM was selected.
+        let found = (0..100).map(|_| came_first(signal)).find(|dsps| *dsps != 60);
+        assert_eq!(found, Some(99), "SIGP {signal:#x}");
+    }
+}
+
 #[test]
 fn a_phase_that_was_not_expected_is_an_interrupt_without_a_jump() {
     let mut rig = Rig::awake();
