@@ -33,6 +33,7 @@ const GUEST_MODULES: [&str; 16] = [
     "virtio_mmio",
     "virtio_blk",
     "ata_piix",
+    "sym53c8xx",
     "sd_mod",
     "sr_mod",
     "virtio_net",
@@ -47,11 +48,27 @@ const GUEST_MODULES: [&str; 16] = [
     "button",
 ];
 
+/// Programs of a guest: the file in the lab's tree, and its name in the guest.
+const GUEST_TOOLS: [(&str, &str); 12] = [
+    ("usr/sbin/mke2fs", "mkfs.ext4"),
+    ("usr/sbin/e2fsck", "e2fsck"),
+    ("usr/bin/sg_inq", "sg_inq"),
+    ("usr/bin/sg_vpd", "sg_vpd"),
+    ("usr/bin/sg_readcap", "sg_readcap"),
+    ("usr/bin/sg_luns", "sg_luns"),
+    ("usr/bin/sg_modes", "sg_modes"),
+    ("usr/bin/sg_unmap", "sg_unmap"),
+    ("usr/bin/sg_write_same", "sg_write_same"),
+    ("usr/bin/sg_persist", "sg_persist"),
+    ("usr/bin/sg_verify", "sg_verify"),
+    ("usr/bin/sg_opcodes", "sg_opcodes"),
+];
+
 /// Changes when anything that this module puts into an image changes.
 pub fn fingerprint() -> String {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
-    (L1_INIT, GUEST_INIT, L1_MODULES, GUEST_MODULES).hash(&mut hasher);
+    (L1_INIT, GUEST_INIT, L1_MODULES, GUEST_MODULES, GUEST_TOOLS).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 
@@ -66,7 +83,7 @@ pub fn l1(cache: &Cache, modules: &Modules) -> Result<Vec<u8>> {
 pub fn guest(cache: &Cache, modules: &Modules) -> Result<Vec<u8>> {
     let mut archive = base(cache, GUEST_INIT)?;
     add_modules(&mut archive, modules, &GUEST_MODULES)?;
-    add_ext4_tools(&mut archive, cache)?;
+    add_tools(&mut archive, cache)?;
     Ok(archive.finish())
 }
 
@@ -107,21 +124,21 @@ fn add_modules(archive: &mut Archive, modules: &Modules, names: &[&str]) -> Resu
     Ok(())
 }
 
-/// Adds `mkfs.ext4` and `e2fsck` with the libraries and the loader that they name.
-fn add_ext4_tools(archive: &mut Archive, cache: &Cache) -> Result<()> {
+/// Adds the guest's programs with the libraries and the loader that they name.
+fn add_tools(archive: &mut Archive, cache: &Cache) -> Result<()> {
     for dir in ["lib64", "lib", "lib/x86_64-linux-gnu", "etc"] {
         archive.directory(dir);
     }
     let mut libraries = std::collections::BTreeSet::new();
-    for (tool, name) in [("mke2fs", "mkfs.ext4"), ("e2fsck", "e2fsck")] {
-        let path = cache.tree().root().join("usr/sbin").join(tool);
+    for (tool, name) in GUEST_TOOLS {
+        let path = cache.tree().root().join(tool);
         archive.file(&format!("bin/{name}"), 0o755, &fs::read(&path)?);
         let mut list = Command::new(cache.tree().loader());
         list.arg("--library-path")
             .arg(cache.tree().libraries())
             .arg("--list")
             .arg(&path);
-        let text = exec::run(&mut list).context("cannot list the libraries of mke2fs")?;
+        let text = exec::run(&mut list).with_context(|| format!("cannot list the libraries of {name}"))?;
         let found = text
             .lines()
             .filter_map(|line| line.split_once("=> ")?.1.split_whitespace().next());

@@ -11,6 +11,7 @@ mod pc;
 mod refuse;
 mod remote;
 mod rng;
+mod scsi;
 mod vhost;
 
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Batch> {
     vec![
         boot::batch(),
         disk::batch(),
+        scsi::batch(),
         net::batch(),
         rng::batch(),
         console::batch(),
