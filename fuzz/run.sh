@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the fuzz targets and runs each for a number of inputs (200000, and a hundredth of that where an input is a
-# connection or an image),
+# connection or an image, a twentieth where it is a device's life),
 # from a fixed seed: fuzz/run.sh [RUNS]
 #
 # Needs a nightly toolchain and a C++ compiler (libFuzzer is C++); without them it says so and succeeds. No cargo-fuzz.
@@ -23,9 +23,10 @@ RUSTFLAGS="$coverage -Zsanitizer=address --cfg fuzzing -Ccodegen-units=1" \
     cargo +nightly build --quiet --release --locked --target x86_64-unknown-linux-gnu
 mkdir -p artifacts
 for target in ring_hostile_driver ring_hostile_device vhost_hostile_frontend vhost_hostile_backend \
-    qcow2_hostile; do
+    qcow2_hostile device_e1000 device_ide device_lsi scsi_target; do
     case $target in
     vhost_* | qcow2_*) count=$((runs / 100)) ;;
+    device_*) count=$((runs / 20)) ;;
     *) count=$runs ;;
     esac
     echo "fuzz: $target, $count inputs"

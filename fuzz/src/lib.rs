@@ -1,8 +1,9 @@
 //! What the fuzz targets share.
 //!
-//! Owns: a memory that checks every access, a reader of the fuzzer's bytes, the messages of an honest front-end. Must not know: what
-//! a target tries.
+//! Owns: a memory that checks every access, a reader of the fuzzer's bytes, the messages of an honest front-end, a worker that is
+//! stepped. Must not know: what a target tries.
 
+pub mod machine;
 pub mod message;
 
 #[path = "../../virtio/ring/tests/common/memory.rs"]
@@ -78,6 +79,20 @@ impl Bytes<'_> {
 
     pub fn u16(&mut self) -> Option<u16> {
         Some(u16::from(self.u8()?) | u16::from(self.u8()?) << 8)
+    }
+
+    /// A word that often is small, a low address, or has one bit.
+    pub fn word(&mut self) -> Option<u32> {
+        let pick = self.u8()?;
+        Some(match pick >> 5 {
+            0 | 1 => u32::from(pick & 0x1f),
+            2 => u32::from(pick & 0x1f) << 8,
+            3 => u32::from(self.u16()?),
+            4 => 1 << (pick & 0x1f),
+            5 => u32::from(self.u16()?) << (pick & 0x1f),
+            6 => !u32::from(pick & 0x1f),
+            _ => u32::from(self.u16()?) << 16 | u32::from(self.u16()?),
+        })
     }
 
     /// A layout, ring features and a size.

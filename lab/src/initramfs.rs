@@ -28,7 +28,7 @@ const L1_MODULES: [&str; 9] = [
 ];
 
 /// What a guest needs for each device that Treaty has.
-const GUEST_MODULES: [&str; 16] = [
+const GUEST_MODULES: [&str; 17] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",

@@ -1,4 +1,5 @@
 # What other people's tools make of the targets.
+wait_until 20 [ -b /dev/sdb ] || { dmesg | tail -n 40; fail 'no disks'; }
 has() {
     grep -q "$2" /tmp/out || { cat /tmp/out; fail "$1: no '$2'"; }
 }
