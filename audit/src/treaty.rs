@@ -186,7 +186,7 @@ fn sum_up(now: &snapshot::Device, made: &mut Device, exits: f64) {
         made.queues
             .iter()
             .filter_map(|queue| queue.facts.get(&measure))
-            .sum()
+            .fold(0.0, |all, one| all + one)
     };
     let (rate, interrupts, timed) = (sum(Measure::Rate), sum(Measure::Interrupts), sum(Measure::Timed));
     let total: u64 = now.queues.iter().map(|queue| queue.completed).sum();

@@ -11,7 +11,7 @@ use crate::output;
 /// Instruction counts need valgrind. Programs that are not installed are fetched as Debian packages and not installed.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to compare: ring, blk, net, vhost-blk, vhost-net or qcow2. Without: a list of them.
+    /// What to compare: ring, blk, net, vhost-blk, vhost-net, qcow2 or telemetry. Without: a list of them.
     name: Option<String>,
     /// One JSON object instead of a table.
     #[arg(long)]
@@ -19,7 +19,7 @@ pub struct Args {
     /// Of vhost-blk, vhost-net and qcow2, run only the cases that have this in their names.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
-    /// Instead of a report, fail if an instruction count is over what has been reached (ring).
+    /// Instead of a report, fail if an instruction count is over what has been reached (ring), or the instruments cost over 1 % (telemetry).
     #[arg(long, conflicts_with = "json")]
     check: bool,
     /// One case, in the process that callgrind watches.

@@ -39,10 +39,10 @@ pub struct Args {
     config: Option<PathBuf>,
     /// Answer GET /metrics (OpenMetrics, for Prometheus) and GET /api/v1/counters (`treaty ctl --socket SOCKET counters`) at
     /// this address, such as 127.0.0.1:9100, or on this Unix socket. Whoever reaches the address may read.
-    #[arg(long, value_name = "ADDR|SOCKET")]
+    #[arg(long, global = true, value_name = "ADDR|SOCKET")]
     metrics: Option<treaty_metrics::Address>,
     /// Time a sample of the requests (on), none (off), or one of every burst (dense); counters count always.
-    #[arg(long, value_name = "on|off|dense", default_value = "on")]
+    #[arg(long, global = true, value_name = "on|off|dense", default_value = "on")]
     telemetry: TelemetryChoice,
 }
 
