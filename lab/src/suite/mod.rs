@@ -1,5 +1,6 @@
 //! The tests that need real KVM and a real Linux guest.
 
+mod audit;
 mod boot;
 mod console;
 mod demo;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Batch> {
         refuse::batch(),
         remote::batch(),
         exits::batch(),
+        audit::batch(),
     ]
 }
 
