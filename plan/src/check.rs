@@ -146,6 +146,9 @@ impl NetPlan {
         {
             return Err("model: an emulated card has one queue pair, no mtu, and is on PCI".into());
         }
+        if self.model == NetModel::Virtio && self.rom.is_some() {
+            return Err("rom: only an emulated card has one".into());
+        }
         if self.mtu.is_some_and(|mtu| mtu < 68) {
             return Err("mtu: at least 68".into());
         }

@@ -281,6 +281,9 @@ pub struct NetPlan {
     /// The longest that an adaptive one looks on, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_us: Option<u32>,
+    /// Boot program of an e1000: the file of its expansion ROM, which a PC's firmware runs to boot from the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rom: Option<PathBuf>,
     /// MTU to announce.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,

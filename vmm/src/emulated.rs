@@ -1,5 +1,6 @@
 //! Devices that are not virtio: opened once, built for each boot.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use treaty_catalog::{CatalogError, LiveHandle, packets};
@@ -7,9 +8,11 @@ use treaty_e1000::{Config, E1000, E1000Error, Model, Parts};
 use treaty_ide::DriveConfig;
 use treaty_lsi::{Lsi, TargetConfig};
 use treaty_net::PacketBackend;
+use treaty_pci::ROM_LIMIT;
 use treaty_storage::BlockImage;
 use treaty_worker::WorkerHandle;
 
+use crate::machine::BuildError;
 use crate::plan::{DiskMedia, DiskPlan, NetModel, NetPlan};
 
 /// A device of a kind that the machine has one place for.
@@ -135,12 +138,18 @@ pub(crate) struct Card {
     name: String,
     model: Model,
     mac: [u8; 6],
+    rom: Vec<u8>,
     backend: Box<dyn Fn() -> Box<dyn PacketBackend> + Send>,
 }
 
 impl Card {
     /// Opens what the plan names.
-    pub(crate) fn open(name: &str, plan: &NetPlan) -> Result<Self, CatalogError> {
+    pub(crate) fn open(name: &str, plan: &NetPlan) -> Result<Self, BuildError> {
+        let rom = plan.rom.as_deref().map_or_else(|| Ok(Vec::new()), read_rom);
+        let rom = rom.map_err(|source| BuildError::Emulated {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })?;
         let (kept, mac) = packets(name, plan)?;
         let model = match plan.model {
             NetModel::E1000Em5 => Model::I82545em,
@@ -150,12 +159,18 @@ impl Card {
             name: name.to_owned(),
             model,
             mac,
+            rom,
             backend: Box::new(move || Box::new(kept.clone())),
         })
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its expansion ROM; empty if it has none.
+    pub(crate) fn rom(&self) -> &[u8] {
+        &self.rom
     }
 
     /// The card, in its place. `parts` lacks only the back-end.
@@ -170,4 +185,28 @@ impl Card {
         };
         E1000::new(&config, parts((self.backend)()))
     }
+}
+
+/// What every expansion ROM begins with. PCI Local Bus 3.0 §6.3.1.1
+const ROM_SIGNATURE: [u8; 2] = [0x55, 0xaa];
+
+/// An expansion ROM cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum RomError {
+    #[error("cannot read rom={}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("rom={} is no expansion ROM: one begins with 55 AA and has at most {} MiB", .0.display(), ROM_LIMIT >> 20)]
+    NoRom(PathBuf),
+}
+
+fn read_rom(path: &Path) -> Result<Vec<u8>, RomError> {
+    let owned = || path.to_owned();
+    let rom = std::fs::read(path).map_err(|source| RomError::Read {
+        path: owned(),
+        source,
+    })?;
+    if !rom.starts_with(&ROM_SIGNATURE) || rom.len() > ROM_LIMIT {
+        return Err(RomError::NoRom(owned()));
+    }
+    Ok(rom)
 }

@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long = "cdrom", value_name = "FILE")]
     cdroms: Vec<std::path::PathBuf>,
     /// A network card (repeatable): tap=NAME, user, or socket=PATH; then [,mac=xx:xx:xx:xx:xx:xx][,queues=N]
-    /// [,model=virtio|e1000|e1000-82545em]
+    /// [,model=virtio|e1000|e1000-82545em][,rom=FILE]
     /// [,mtu=N][,transport=pci|mmio][,ring=split|packed][,workers=N][,cpus=C:..][,worker-map=W:..][,poll=off|adaptive|always]
     /// [,poll-us=N]; or vhost-user=SOCKET[,mac=..][,mtu=N] (see --vhost-user)
     #[arg(long = "net", value_name = "BACKEND,...")]

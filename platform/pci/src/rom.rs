@@ -46,11 +46,6 @@ impl<T: PciDevice> WithRom<T> {
         &self.inner
     }
 
-    /// The same, to change it.
-    pub fn inner_mut(&mut self) -> &mut T {
-        &mut self.inner
-    }
-
     /// The part of the register that an access is about: its offset, if it is all inside.
     fn register_part(&self, offset: u16, len: usize) -> Option<usize> {
         let at = usize::from(offset.checked_sub(REGISTER)?);

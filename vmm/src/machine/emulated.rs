@@ -6,7 +6,7 @@ use treaty_bus::{Access, Ticket};
 use treaty_catalog::WorkerPool;
 use treaty_e1000::{E1000, Parts};
 use treaty_ide::Ide;
-use treaty_pci::{BAR_COUNT, BarRange, IntxLine, PciDevice, SLOT_COUNT};
+use treaty_pci::{BAR_COUNT, BarRange, IntxLine, PciDevice, SLOT_COUNT, WithRom};
 use treaty_piix::{IDE_FUNCTION, PIIX_SLOT};
 use treaty_telemetry::AccessCounters;
 use treaty_telemetry::snapshot::InterruptMode;
@@ -75,6 +75,7 @@ fn attach_card(
         source: Box::new(source),
     })?;
     let posted = PostedRanges::new(build.vm.coalesced(), &E1000::POSTED);
+    let device = WithRom::new(device, card.rom().to_vec());
     let device = Card1000(device, posted);
     plug(build, places, name, Guarded::new(name, device), workers)
 }
@@ -180,7 +181,7 @@ pub(super) fn plain_view(kind: &'static str) -> (&'static str, TransportView) {
 }
 
 /// A network card in the machine.
-struct Card1000(E1000, PostedRanges);
+struct Card1000(WithRom<E1000>, PostedRanges);
 
 impl Registers for Guarded<Card1000> {
     fn view(&self) -> (&'static str, TransportView) {
@@ -188,12 +189,12 @@ impl Registers for Guarded<Card1000> {
     }
 
     fn pause(&mut self) -> Option<Ticket> {
-        self.device().0.set_paused(true);
+        self.device().0.inner().set_paused(true);
         None
     }
 
     fn resume(&mut self) -> Option<Ticket> {
-        self.device().0.set_paused(false);
+        self.device().0.inner().set_paused(false);
         None
     }
 
@@ -202,7 +203,7 @@ impl Registers for Guarded<Card1000> {
     }
 
     fn visit_counters(&self, each: &mut dyn FnMut(&'static str, u64)) {
-        self.device().0.visit_counters(each);
+        self.device().0.inner().visit_counters(each);
     }
 }
 
