@@ -2,11 +2,11 @@
 //! QEMU's in the same way, and what it sees must be the same.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
-use treaty_lab::Cache;
+use treaty_lab::{Cache, Tree};
 use treaty_tests::qtest::Session;
 use treaty_tests::qtest::machine::{CARD_MAC, CARD_SLOT};
 
@@ -26,12 +26,23 @@ fn disk() -> tempfile::NamedTempFile {
     file
 }
 
+/// A network boot ROM for the card: the one that comes with QEMU.
+fn rom(tree: &Tree) -> PathBuf {
+    tree.root()
+        .join("usr/share/qemu/pxe-e1000.rom")
+        .canonicalize()
+        .unwrap()
+}
+
 fn ours(disk: &Path) -> Session {
-    Session::start(Command::new(env!("CARGO_BIN_EXE_qtest-machine")).arg(disk)).unwrap()
+    let mut machine = Command::new(env!("CARGO_BIN_EXE_qtest-machine"));
+    let rom = rom(&Cache::open().unwrap().tree());
+    Session::start(machine.arg(disk).arg(rom)).unwrap()
 }
 
 fn qemu(disk: &Path) -> Session {
-    let mut qemu = Cache::open().unwrap().tree().qemu();
+    let tree = Cache::open().unwrap().tree();
+    let mut qemu = tree.qemu();
     let [a, b, c, d, e, f] = CARD_MAC;
     // Debian's QEMU lacks the accelerator without processors: with another, they are not started.
     qemu.args(["-machine", "pc,accel=tcg", "-S", "-m", "64", "-qtest", "stdio"]);
@@ -39,7 +50,8 @@ fn qemu(disk: &Path) -> Session {
     qemu.arg("-drive")
         .arg(format!("if=ide,index=0,format=raw,file={}", disk.display()));
     qemu.arg("-device").arg(format!(
-        "e1000,netdev=n,addr={CARD_SLOT},mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
+        "e1000,netdev=n,addr={CARD_SLOT},mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x},romfile={}",
+        rom(&tree).display()
     ));
     Session::start(&mut qemu).unwrap()
 }
@@ -285,6 +297,33 @@ fn a_card_sends_a_frame_and_interrupts() {
     assert_eq!(value(&seen, "cause"), TXDW);
     assert_eq!(value(&seen, "cause, read again"), 0);
     assert_eq!(value(&seen, "frames sent"), 1);
+}
+
+fn boot_rom(session: &mut Session) -> Result<Seen> {
+    const ROM: u64 = 0x9100_0000;
+    let mut seen = Seen::new();
+    let mut put = |what: &str, value| seen.push((what.to_owned(), value));
+    session.set_config(CARD_SLOT, 0, 0x30, 0xffff_fffe)?;
+    put("size", session.config(CARD_SLOT, 0, 0x30)?);
+    session.set_config(CARD_SLOT, 0, 4, 2)?;
+    session.set_config(CARD_SLOT, 0, 0x30, ROM)?;
+    put("not enabled", session.readl(ROM)? & 0xffff);
+    session.set_config(CARD_SLOT, 0, 0x30, ROM | 1)?;
+    put("register", session.config(CARD_SLOT, 0, 0x30)?);
+    put("signature", session.readl(ROM)? & 0xffff);
+    for offset in (0..0x1_0000).step_by(0x1000) {
+        put(&format!("at {offset:#x}"), session.readl(ROM + offset)?);
+    }
+    session.writel(ROM, 0)?;
+    put("signature after a write", session.readl(ROM)? & 0xffff);
+    Ok(seen)
+}
+
+#[test]
+fn a_cards_boot_rom_is_there_for_firmware() {
+    let seen = same_on_both(boot_rom);
+    assert_eq!(value(&seen, "signature"), 0xaa55);
+    assert_eq!(value(&seen, "signature after a write"), 0xaa55);
 }
 
 /// Commands that are none, and accesses to nobody, are answered; the machine goes on.

@@ -15,7 +15,7 @@ use treaty_fw_cfg::{Contents, FwCfg};
 use treaty_ide::{DriveConfig, Ide};
 use treaty_memory::{GuestMemory, Region};
 use treaty_net::Null;
-use treaty_pci::{CONFIG_PORTS, IntxLine, PciDevice, PciRoot};
+use treaty_pci::{CONFIG_PORTS, IntxLine, PciDevice, PciRoot, WithRom};
 use treaty_piix::{
     ConfigPorts, I440fx, IDE_FUNCTION, PIIX_SLOT, PM_FUNCTION, Piix3, Piix4Pm, PirqRouter, Shadow,
     ShadowAccess, pirq_of,
@@ -103,8 +103,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// With `disk`, a raw image, as the first drive.
-    pub fn new(disk: &Path) -> Result<Self> {
+    /// With `disk`, a raw image, as the first drive, and `rom`, an expansion ROM, in the network card.
+    pub fn new(disk: &Path, rom: &Path) -> Result<Self> {
         let memory = GuestMemory::new(vec![Region::memfd(0, RAM)?])?;
         let interrupts = Arc::new(Interrupts::default());
         let line = |gsi| -> Arc<dyn IntxLine> { Arc::new(Line(interrupts.clone(), gsi)) };
@@ -133,6 +133,7 @@ impl Machine {
             PM_FUNCTION,
             function(Piix4Pm::new(PM_START as u16, SCI as u8)),
         )?;
+        let card = WithRom::new(card, std::fs::read(rom)?);
         root.add(CARD_SLOT, function(card))?;
         let config = ConfigPorts::new(root.ports(), Arc::new(Power));
         ports.register(CONFIG_PORTS..CONFIG_PORTS + 8, Arc::new(config))?;
