@@ -306,8 +306,6 @@ fn boot_rom(session: &mut Session) -> Result<Seen> {
     session.set_config(CARD_SLOT, 0, 0x30, 0xffff_fffe)?;
     put("size", session.config(CARD_SLOT, 0, 0x30)?);
     session.set_config(CARD_SLOT, 0, 4, 2)?;
-    session.set_config(CARD_SLOT, 0, 0x30, ROM)?;
-    put("not enabled", session.readl(ROM)? & 0xffff);
     session.set_config(CARD_SLOT, 0, 0x30, ROM | 1)?;
     put("register", session.config(CARD_SLOT, 0, 0x30)?);
     put("signature", session.readl(ROM)? & 0xffff);
