@@ -31,7 +31,9 @@ pub fn build_probe() -> Result<PathBuf> {
     );
     let built = dir.join("build/x86_64-unknown-linux-gnu/release/treaty-probe");
     let elf = dir.join("treaty-probe.elf");
-    let copy = dir.join(format!("treaty-probe.{}", std::process::id()));
+    // Tests do this at the same time, in threads as well as in processes.
+    let (process, thread) = (std::process::id(), std::thread::current().id());
+    let copy = dir.join(format!("treaty-probe.{process}.{thread:?}"));
     fs::copy(&built, &copy).with_context(|| format!("cannot copy {}", built.display()))?;
     fs::rename(&copy, &elf)?;
     Ok(elf)
