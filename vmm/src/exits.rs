@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use treaty_kvm::VcpuStats;
 use treaty_telemetry::snapshot;
-use treaty_telemetry::{AccessClass, AccessCounters, Clock, Space, Ticks};
+use treaty_telemetry::{AccessClass, AccessCounters, Space};
 
+use crate::guard::counted;
 use crate::posted::Posted;
 
 /// Counts of one boot, of all vCPUs together.
@@ -27,11 +28,8 @@ impl Exits {
 
     /// Does what an exit asks for, and counts it with the time that takes.
     pub(crate) fn count(&self, space: Space, access: impl FnOnce()) {
-        let started = Ticks::now();
-        access();
-        let ns = Clock::new().ns(Ticks::now().since(started));
         // What it was for is counted where it arrives.
-        self.accesses.count(AccessClass::Emulated, space, ns);
+        counted(&self.accesses, (AccessClass::Emulated, space), access);
     }
 
     /// Those that reached the buses, whoever answered.

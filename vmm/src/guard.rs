@@ -74,7 +74,7 @@ impl<T> Guarded<T> {
 }
 
 /// What an access is for, and how it came.
-type At = (AccessClass, Space);
+pub(crate) type At = (AccessClass, Space);
 
 const CONFIG: At = (AccessClass::PciConfig, Space::Config);
 
@@ -154,7 +154,7 @@ impl Counted {
 }
 
 /// Counts an access, and the time it takes, unless it is a write that KVM has kept: that was no exit.
-fn counted<R>(accesses: &AccessCounters, (class, space): At, access: impl FnOnce() -> R) -> R {
+pub(crate) fn counted<R>(accesses: &AccessCounters, (class, space): At, access: impl FnOnce() -> R) -> R {
     if posted::is_bringing() {
         return access();
     }

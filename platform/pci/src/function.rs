@@ -1,6 +1,6 @@
 use treaty_bus::Access;
 
-use crate::{BAR_COUNT, BarRange};
+use crate::{BAR_COUNT, BarRange, ConfigSpace};
 
 /// A PCI function.
 pub trait PciDevice: Send {
@@ -14,6 +14,31 @@ pub trait PciDevice: Send {
     fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) -> Access;
     /// Writes a BAR's range.
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Access;
+}
+
+/// A function that is only there to be found: nothing answers in its BARs.
+impl PciDevice for ConfigSpace {
+    fn bars(&self) -> [Option<BarRange>; BAR_COUNT] {
+        Self::bars(self)
+    }
+
+    fn read_config(&mut self, offset: u16, data: &mut [u8]) -> Access {
+        self.read(offset, data);
+        Access::Done
+    }
+
+    fn write_config(&mut self, offset: u16, data: &[u8]) -> Access {
+        self.write(offset, data);
+        Access::Done
+    }
+
+    fn read_bar(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) -> Access {
+        Access::Fault
+    }
+
+    fn write_bar(&mut self, _bar: u8, _offset: u64, _data: &[u8]) -> Access {
+        Access::Fault
+    }
 }
 
 /// Registers of a function whose writes may come late ([`PostedWrites`](treaty_bus::PostedWrites)).

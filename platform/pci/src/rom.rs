@@ -130,29 +130,7 @@ mod tests {
     use super::*;
     use crate::{ConfigSpace, Identity};
 
-    struct Bare(ConfigSpace);
-
-    impl PciDevice for Bare {
-        fn bars(&self) -> [Option<BarRange>; BAR_COUNT] {
-            self.0.bars()
-        }
-        fn read_config(&mut self, offset: u16, data: &mut [u8]) -> Access {
-            self.0.read(offset, data);
-            Access::Done
-        }
-        fn write_config(&mut self, offset: u16, data: &[u8]) -> Access {
-            self.0.write(offset, data);
-            Access::Done
-        }
-        fn read_bar(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) -> Access {
-            Access::Fault
-        }
-        fn write_bar(&mut self, _bar: u8, _offset: u64, _data: &[u8]) -> Access {
-            Access::Fault
-        }
-    }
-
-    fn function(rom: Vec<u8>) -> WithRom<Bare> {
+    fn function(rom: Vec<u8>) -> WithRom<ConfigSpace> {
         let identity = Identity {
             vendor: 1,
             device: 2,
@@ -161,7 +139,7 @@ mod tests {
             class: 0,
             revision: 0,
         };
-        WithRom::new(Bare(ConfigSpace::new(&identity)), rom)
+        WithRom::new(ConfigSpace::new(&identity), rom)
     }
 
     #[test]

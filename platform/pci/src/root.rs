@@ -54,7 +54,7 @@ impl Decoded {
 impl PciRoot {
     /// A bus with nothing but a host bridge that leads nowhere.
     pub fn new() -> Arc<Self> {
-        Self::with_bridge(Arc::new(Mutex::new(HostBridge::new())))
+        Self::with_bridge(Arc::new(Mutex::new(host_bridge())))
     }
 
     /// A bus with nothing but that host bridge, which has no BARs.
@@ -305,39 +305,15 @@ impl BusTarget for Window {
 }
 
 /// A bridge to nowhere, so that slot 0 holds what every operating system expects there.
-struct HostBridge(ConfigSpace);
-
-impl HostBridge {
-    fn new() -> Self {
-        Self(ConfigSpace::new(&Identity {
-            vendor: 0x1b36,
-            device: 0x0008,
-            subsystem_vendor: 0x1af4,
-            subsystem: 0x1100,
-            class: 0x06_00_00,
-            revision: 0,
-        }))
-    }
-}
-
-impl PciDevice for HostBridge {
-    fn bars(&self) -> [Option<BarRange>; BAR_COUNT] {
-        self.0.bars()
-    }
-    fn read_config(&mut self, offset: u16, data: &mut [u8]) -> Access {
-        self.0.read(offset, data);
-        Access::Done
-    }
-    fn write_config(&mut self, offset: u16, data: &[u8]) -> Access {
-        self.0.write(offset, data);
-        Access::Done
-    }
-    fn read_bar(&mut self, _bar: u8, _offset: u64, _data: &mut [u8]) -> Access {
-        Access::Fault
-    }
-    fn write_bar(&mut self, _bar: u8, _offset: u64, _data: &[u8]) -> Access {
-        Access::Fault
-    }
+fn host_bridge() -> ConfigSpace {
+    ConfigSpace::new(&Identity {
+        vendor: 0x1b36,
+        device: 0x0008,
+        subsystem_vendor: 0x1af4,
+        subsystem: 0x1100,
+        class: 0x06_00_00,
+        revision: 0,
+    })
 }
 
 #[cfg(test)]
