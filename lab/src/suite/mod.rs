@@ -92,6 +92,18 @@ fn kernel_for(corner: usize) -> Kernel {
     Kernel::ALL[(corner + corner / 2) % 2]
 }
 
+/// Before a test of a controller: an empty qcow2 image `disk`, and a disc `disc` whose last block has the sum of the others.
+const DISK_AND_DISC: &str = "\
+\"$LAB_TREATY\" img create -q -f qcow2 disk 64M
+head -c 5242880 /dev/urandom >disc
+sum=$(sum disc)
+echo ${sum%% *} >>disc
+truncate -s 5244928 disc
+";
+
+/// After it: the image is sound.
+const DISK_IS_SOUND: &str = "\"$LAB_TREATY\" img check -q -f qcow2 disk || fail 'the image is damaged'";
+
 /// Gives a test the time for two boots or a large amount of work.
 fn long(test: GuestTest) -> GuestTest {
     GuestTest {

@@ -1,6 +1,6 @@
 //! The SCSI controller under Linux's sym53c8xx: file systems with tagged queuing, a disc, and what sg3-utils say of its targets.
 
-use super::long;
+use super::{DISK_AND_DISC, DISK_IS_SOUND, long};
 use crate::batch::Batch;
 use crate::guest::{Expect, Guest, GuestTest, Kernel};
 
@@ -23,11 +23,8 @@ fn file_system() -> GuestTest {
         ..Guest::new(Kernel::K6_12)
     };
     GuestTest {
-        // The disc's last block has the sum of the others.
-        before: "\"$LAB_TREATY\" img create -q -f qcow2 disk 64M\nhead -c 5242880 /dev/urandom >disc\nsum=$(sum disc)\n\
-                 echo ${sum%% *} >>disc\ntruncate -s 5244928 disc\n"
-            .into(),
-        after: "\"$LAB_TREATY\" img check -q -f qcow2 disk || fail 'the image is damaged'".into(),
+        before: DISK_AND_DISC.into(),
+        after: DISK_IS_SOUND.into(),
         expect: vec![Expect::Console("checked".into())],
         ..long(GuestTest::new("scsi-file-system", guest))
     }
